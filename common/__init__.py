@@ -1,0 +1,1 @@
+"""What every room may use: errors for people, atomic files, run folders. Imports nothing of ours."""

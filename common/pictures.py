@@ -1,0 +1,30 @@
+"""Pictures of masks on photographs."""
+
+import cv2
+import numpy as np
+
+__all__ = ["PREDICTION_COLOUR", "TRUTH_COLOUR", "draw_contour", "tile"]
+
+TRUTH_COLOUR = (0, 220, 0)
+PREDICTION_COLOUR = (30, 110, 255)
+
+
+def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """Return a copy of an RGB uint8 image `(H, W, 3)` with the outline of a mask `(H, W)`."""
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
+    )
+    return cv2.drawContours(image.copy(), contours, -1, colour, 1)
+
+
+def tile(rows: list[list[np.ndarray]], gap: int = 2) -> np.ndarray:
+    """Put RGB uint8 images of one size on a white grid, row by row."""
+    height, width = rows[0][0].shape[:2]
+    columns = max(len(row) for row in rows)
+    shape = (len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    sheet = np.full(shape, 255, dtype=np.uint8)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            top, left = r * (height + gap), c * (width + gap)
+            sheet[top : top + height, left : left + width] = image
+    return sheet

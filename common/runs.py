@@ -1,0 +1,48 @@
+"""What a run leaves behind in its folder: `results.json` and its checkpoints."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text_atomic
+
+__all__ = ["RESULTS_SCHEMA", "find_runs", "read_results", "write_results"]
+
+RESULTS_SCHEMA = 1
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json` of a run folder; numbers that are not finite become null."""
+    text = json.dumps(_finite(results), indent=2, allow_nan=False)
+    write_text_atomic(folder / "results.json", text + "\n")
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """Return the `results.json` of a run folder, or `None` where there is none to be read."""
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) and "schema" in results else None
+
+
+def find_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs in a folder with their results, newest first."""
+    if not folder.is_dir():
+        return
+    for run in sorted(folder.iterdir(), reverse=True):
+        results = read_results(run)
+        if results is not None:
+            yield run, results
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

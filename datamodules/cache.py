@@ -1,0 +1,136 @@
+"""Decoded, resized samples in memory-mapped arrays, shared by workers and processes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.progress import track
+
+from common.errors import UserError
+from common.files import atomic_folder
+from datamodules.transforms import resize_image, resize_mask
+
+__all__ = ["Sample", "SampleCache", "open_cache"]
+
+# Raise this when decoding or resizing changes, so that older caches are not used.
+CACHE_VERSION = 1
+
+
+class Sample(Protocol):
+    """One image with its mask, wherever it comes from."""
+
+    id: str
+
+    def fingerprint(self) -> list[Any]:
+        """Plain values that change whenever the decoded content may change."""
+
+    def load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the RGB uint8 image `(H, W, 3)` and the {0, 1} uint8 mask `(H, W)`, if known."""
+
+
+@dataclass(frozen=True)
+class SampleCache:
+    """Arrays of one dataset at one size; opened on first use in every process.
+
+    Attributes:
+        folder: holds `images.npy` uint8 `(N, S, S, 3)`, `masks.npy` uint8 `(N, S, S)` of {0, 1},
+            `sizes.npy` int64 `(N, 2)` (height, width of the originals) and `meta.json`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        return np.load(self.folder / "images.npy", mmap_mode="r")
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        return np.load(self.folder / "masks.npy", mmap_mode="r")
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return np.load(self.folder / "sizes.npy")
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.folder / "meta.json").read_text())
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        # A pickled memory map would carry the whole dataset to every worker.
+        return type(self), (self.folder,)
+
+
+def open_cache(
+    samples: Sequence[Sample], root: Path, name: str, image_size: int, antialias: bool
+) -> SampleCache:
+    """Return the cache of these samples at this size, built first if there is none.
+
+    The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
+    size, antialias, version), so a stale cache is never read.
+
+    Args:
+        samples: in the order of the arrays.
+        root: where caches live.
+        name: the dataset, for the folder's name.
+        image_size: side of the square arrays in pixels.
+        antialias: as in `resize_image`.
+
+    Raises:
+        UserError: a sample cannot be decoded, has no mask or one of another size.
+    """
+    shape = [CACHE_VERSION, image_size, antialias, [[s.id, *s.fingerprint()] for s in samples]]
+    digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
+    folder = root / f"{name}-{image_size}px-{digest[:16]}"
+    if not (folder / "meta.json").is_file():
+        try:
+            with atomic_folder(folder) as temporary:
+                _build(samples, temporary, name, image_size, antialias)
+        except PermissionError as error:
+            raise UserError(
+                f"The cache folder {root} is not writable; set paths.cache to one that is."
+            ) from error
+    return SampleCache(folder)
+
+
+def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antialias: bool) -> None:
+    count = len(samples)
+    images = np.lib.format.open_memmap(
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
+    )
+    masks = np.lib.format.open_memmap(
+        folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
+    )
+    sizes = np.zeros((count, 2), dtype=np.int64)
+
+    def decode(index: int) -> None:
+        sample = samples[index]
+        image, mask = sample.load()
+        if mask is None or mask.shape != image.shape[:2]:
+            found = "no mask" if mask is None else f"a mask of {mask.shape[1]}x{mask.shape[0]}"
+            raise UserError(
+                f"Sample {sample.id} of {name} has an image of {image.shape[1]}x{image.shape[0]} "
+                f"pixels and {found}; both must be there and of one size."
+            )
+        images[index] = resize_image(image, size, antialias)
+        masks[index] = resize_mask(mask, size)
+        sizes[index] = image.shape[:2]
+
+    with ThreadPoolExecutor() as pool:
+        for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
+            pass
+    images.flush()
+    masks.flush()
+    np.save(folder / "sizes.npy", sizes)
+    covered = masks.reshape(count, -1).mean(axis=1)
+    meta = {
+        "count": count,
+        "empty_masks": int((covered == 0).sum()),
+        "full_masks": int((covered == 1).sum()),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta))

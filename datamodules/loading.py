@@ -1,0 +1,135 @@
+"""Datasets over a sample cache, and samplers whose samples depend on no worker or process."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from datamodules.augmentations import Augmentation
+from datamodules.cache import SampleCache
+from datamodules.edges import edge_distance
+from datamodules.transforms import normalise, stretch_to_uint8
+
+__all__ = ["EpochSampler", "SegmentationDataset"]
+
+
+class SegmentationDataset(Dataset):
+    """Samples of one part of a split, as the batch contract wants them.
+
+    Items are asked for by `(epoch, index)`, as `EpochSampler` yields them, so that augmentation is
+    seeded by `(seed, epoch, index)` and by nothing else.
+
+    Args:
+        cache: the decoded samples.
+        indices: which rows of the cache belong to this part.
+        ids: the id of each of them.
+        normalization: as in `transforms.normalise`.
+        augmentation: applied to image and mask, or none.
+        seed: of the augmentation.
+        train: whether this is the training part.
+        with_edge_distance: add `edge_distance`, which testing does not need.
+    """
+
+    def __init__(
+        self,
+        cache: SampleCache,
+        indices: Sequence[int],
+        ids: Sequence[str],
+        normalization: str,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        train: bool = False,
+        with_edge_distance: bool = True,
+    ) -> None:
+        self.cache = cache
+        self.indices = np.asarray(indices)
+        self.ids = list(ids)
+        self.normalization = normalization
+        self.augmentation = augmentation
+        self.seed = seed
+        self.train = train
+        self.with_edge_distance = with_edge_distance
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | str]:
+        epoch, index = key
+        row = self.indices[index]
+        image = np.array(self.cache.images[row])
+        mask = np.array(self.cache.masks[row])
+        if self.train and self.normalization == "reference":
+            image = stretch_to_uint8(image)
+        if self.augmentation is not None:
+            image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, index))
+        mask = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
+        item = {
+            "image": normalise(image, self.normalization, self.train),
+            "mask": mask,
+            "id": self.ids[index],
+            "size": torch.from_numpy(self.cache.sizes[row]),
+        }
+        if self.with_edge_distance:
+            item["edge_distance"] = edge_distance(mask)
+        return item
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields `(epoch, index)`, dealt out to the processes of a distributed run.
+
+    Args:
+        length: size of the dataset.
+        seed: of the order.
+        shuffle: a new order every epoch; otherwise always the same.
+        permuted: where not shuffling, a fixed random order in place of the dataset's own.
+        pad: give every process equally many by repeating a few, which training needs and
+            evaluation must not have.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        permuted: bool = False,
+        pad: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.length = length
+        self.seed = seed
+        self.shuffle = shuffle
+        self.permuted = permuted
+        self.pad = pad
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each training epoch."""
+        self.epoch = epoch
+
+    def _order(self) -> np.ndarray:
+        epoch = self.epoch if self.shuffle else 0
+        if self.shuffle or self.permuted:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        else:
+            order = np.arange(self.length)
+        if self.pad:
+            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+        return order[self.rank :: self.world_size]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch if self.shuffle else 0
+        return iter([(epoch, int(index)) for index in self._order()])
+
+    def __len__(self) -> int:
+        return len(self._order())
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Return a 31-bit seed that depends on all three numbers."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0] >> 1)

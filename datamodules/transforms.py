@@ -1,0 +1,115 @@
+"""Decoding, resizing and normalising of photographs and masks.
+
+Arrays are uint8, height x width (x channels), until `normalise`: augmentation works on those.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.transforms import functional as F
+
+from common.errors import UserError
+
+__all__ = [
+    "NORMALIZATIONS",
+    "normalise",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_mask",
+    "stretch_to_uint8",
+]
+
+NORMALIZATIONS = ("minmax", "reference", "imagenet")
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode a photograph to RGB uint8 `(H, W, 3)`, turned upright by its EXIF orientation.
+
+    Raises:
+        UserError: the file cannot be decoded.
+    """
+    return _decode(path, "RGB")
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Decode a mask to uint8 `(H, W)` of {0, 1}, lesion = 1.
+
+    Raises:
+        UserError: the file cannot be decoded or has other values than {0, 255} or {0, 1}.
+    """
+    values = _decode(path, "L")
+    present = np.unique(values)
+    if not (np.isin(present, (0, 255)).all() or np.isin(present, (0, 1)).all()):
+        raise UserError(
+            f"The mask {path} has {len(present)} grey levels; a mask holds 0 for skin and 255 (or "
+            "1) for lesion. Save it without lossy compression or smoothing."
+        )
+    return (values > 0).astype(np.uint8)
+
+
+def _decode(path: Path, mode: str) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert(mode))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(
+            f"The image {path} cannot be decoded ({error}); replace it by an intact copy."
+        ) from error
+
+
+def resize_image(image: np.ndarray, size: int, antialias: bool) -> np.ndarray:
+    """Squash an RGB uint8 image `(H, W, 3)` to `(size, size, 3)`, bilinear.
+
+    With `antialias=False` the pixels are those of torchvision 0.15, which the references pin.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    resized = F.resize(tensor, [size, size], F.InterpolationMode.BILINEAR, antialias=antialias)
+    return resized.permute(1, 2, 0).contiguous().numpy()
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Squash a mask `(H, W)` to `(size, size)`, nearest neighbour."""
+    tensor = torch.from_numpy(np.ascontiguousarray(mask))[None]
+    return F.resize(tensor, [size, size], F.InterpolationMode.NEAREST)[0].numpy()
+
+
+def stretch_to_uint8(image: np.ndarray) -> np.ndarray:
+    """Stretch an image over the full range, jointly over channels, and truncate to uint8.
+
+    This is the range in which the reference augments.
+    """
+    return (_minmax(image.astype(np.float32), axis=None) * 255).astype(np.uint8)
+
+
+def normalise(image: np.ndarray, normalization: str, train: bool) -> torch.Tensor:
+    """Turn an RGB uint8 image `(H, W, 3)` into the network's input, float32 `(3, H, W)`.
+
+    Args:
+        image: RGB uint8.
+        normalization: `minmax` stretches to [0, 1] jointly over channels; `reference` does so too,
+            except that training images are stretched channel by channel, as in the published code;
+            `imagenet` subtracts the mean and divides by the deviation of ImageNet.
+        train: whether this is a training image.
+
+    A constant image becomes 0.5 under `minmax` and `reference`.
+    """
+    values = image.astype(np.float32)
+    if normalization == "imagenet":
+        values = (values / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    else:
+        if normalization == "reference" and train:
+            values = _minmax(values, axis=(0, 1))
+        values = _minmax(values, axis=None)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def _minmax(values: np.ndarray, axis: tuple[int, ...] | None) -> np.ndarray:
+    low = values.min(axis=axis, keepdims=True)
+    spread = values.max(axis=axis, keepdims=True) - low
+    stretched = (values - low) / np.where(spread > 0, spread, 1)
+    return np.where(spread > 0, stretched, np.float32(0.5))

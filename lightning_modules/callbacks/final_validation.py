@@ -1,0 +1,26 @@
+"""One more validation when training ends between two of them."""
+
+import lightning as L
+
+__all__ = ["FinalValidation"]
+
+
+class FinalValidation(L.Callback):
+    """Validates when training ends, unless the last step has just been validated.
+
+    A run stopped by time or steps thus always has a best checkpoint. It must come before the weight
+    averaging among the callbacks, whose end of training overwrites the online weights.
+    """
+
+    def __init__(self) -> None:
+        self._validated_step = -1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated_step = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._validated_step == trainer.global_step or not trainer.enable_validation:
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True

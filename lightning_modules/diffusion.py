@@ -1,0 +1,272 @@
+"""Plain denoising diffusion of lesion masks, for a teacher or a student without a teacher."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from lightning_modules.losses import (
+    WeightedSum,
+    boundary_loss,
+    huber_loss,
+    l1_loss,
+    l2_loss,
+)
+from lightning_modules.metrics import OverlapMetrics, dice_score, iou_score, overlap_counts
+from lightning_modules.optimizers import build_optimizer
+from lightning_modules.processes import (
+    NoiseSchedule,
+    SampleNoise,
+    predict_x0,
+    stable_seed,
+    training_target,
+)
+from lightning_modules.processes.samplers import Sampler
+
+__all__ = ["DiffusionSegmentation"]
+
+
+class DiffusionSegmentation(L.LightningModule):
+    """Learns to denoise lesion masks given the photograph, and samples masks from noise.
+
+    Batches follow the project's contract; masks of {0, 1} become signals of {-1, 1} here and
+    nowhere else. Source: Bozorgpour et al., "DermoSegDiff", 2023.
+
+    Args:
+        network: `network(x_t, image, t)` returning `(B, 1, H, W)`.
+        schedule: noise schedule of training and sampling.
+        sampler: how masks are drawn in validation and test.
+        losses: term name to `{weight, **options}`, see `WeightedSum`.
+        optimizer: `{name, lr, **arguments}`, see `build_optimizer`.
+        objective: what the network predicts, `noise` (published), `x0` or `v`.
+        t_min: smallest time step that is trained, 1 as published or 0.
+        seed: of training noise (with step and rank) and sampling noise (with id and member).
+        validation: `num_images` on which masks are sampled, `ensemble` samples each, and
+            `num_timesteps`, the size of the grid of times on which `val/loss` is taken.
+
+    Raises:
+        UserError: an argument is outside its range.
+    """
+
+    loss_functions: ClassVar[dict[str, Callable[..., Tensor]]] = {
+        "l1": l1_loss,
+        "l2": l2_loss,
+        "huber": huber_loss,
+        "boundary": boundary_loss,
+    }
+    loss_inputs: ClassVar[tuple[str, ...]] = (
+        "prediction",
+        "target",
+        "edge_distance",
+        "mask",
+        "t",
+        "num_timesteps",
+    )
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        sampler: Sampler,
+        losses: Mapping[str, Mapping[str, Any]],
+        optimizer: Mapping[str, Any],
+        validation: Mapping[str, int],
+        objective: str = "noise",
+        t_min: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= t_min < schedule.num_timesteps:
+            raise UserError(
+                f"lightning_module.t_min={t_min} must lie in [0, {schedule.num_timesteps})."
+            )
+        # Converting zeros refuses an unknown objective before anything is trained.
+        probe = torch.zeros(1, 1, 1, 1)
+        training_target(schedule, objective, probe, probe, torch.zeros(1, dtype=torch.int64))
+        sampler.timesteps(schedule)
+        self.network = network
+        self.schedule = schedule
+        self.sampler = sampler
+        self.losses = WeightedSum(losses, self.loss_functions, self.loss_inputs)
+        self.optimizer_settings = dict(optimizer)
+        self.validation = dict(validation)
+        self.objective = objective
+        self.t_min = t_min
+        self.seed = seed
+        self.val_overlap = OverlapMetrics()
+        self.test_overlap = OverlapMetrics()
+        self._val_images_seen = 0
+
+    @property
+    def calls_per_mask(self) -> int:
+        """Network calls that one predicted mask costs."""
+        return self.sampler.calls_per_mask
+
+    def network_calls(self, num_val: int, num_test: int) -> tuple[int, int]:
+        """Return how many single-image network calls one validation and the test make.
+
+        Validation also takes its loss from one call an image.
+        """
+        sampled = min(num_val, self.validation["num_images"])
+        steps, members = self.sampler.num_steps, self.validation["ensemble"]
+        return num_val + sampled * steps * members, num_test * self.calls_per_mask
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.network.parameters(), self.optimizer_settings)
+
+    def diffusion_losses(
+        self, batch: Mapping[str, Any], t: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted loss and its terms at given times and noise.
+
+        Args:
+            batch: with `image`, `mask` and `edge_distance`.
+            t: integer times `(B,)`.
+            noise: standard normal `(B, 1, H, W)`.
+        """
+        mask = batch["mask"]
+        x0 = mask * 2 - 1
+        x_t = self.schedule.q_sample(x0, t, noise)
+        output = self.network(x_t, batch["image"], t)
+        with torch.autocast(self.device.type, enabled=False):
+            inputs = {
+                "prediction": output.float(),
+                "target": training_target(self.schedule, self.objective, x0, noise, t),
+                "edge_distance": batch["edge_distance"],
+                "mask": mask,
+                "t": t,
+                "num_timesteps": self.schedule.num_timesteps,
+            }
+        inputs |= self.extra_loss_inputs(batch, x_t, t, inputs["prediction"])
+        with torch.autocast(self.device.type, enabled=False):
+            return self.losses(**inputs)
+
+    def extra_loss_inputs(
+        self, batch: Mapping[str, Any], x_t: Tensor, t: Tensor, output: Tensor
+    ) -> dict[str, Any]:
+        """Return what the loss terms of a subclass need beyond `loss_inputs` of this class."""
+        return {}
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        # Noise is a function of seed, step and rank: resuming needs no generator state, and
+        # nothing else that draws random numbers can change the training.
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        generator = torch.Generator(self.device)
+        generator.manual_seed(stable_seed(self.seed, "train", step, self.global_rank))
+        mask = batch["mask"]
+        t = torch.randint(
+            self.t_min,
+            self.schedule.num_timesteps,
+            (len(mask),),
+            generator=generator,
+            device=self.device,
+        )
+        noise = torch.randn(mask.shape, generator=generator, device=self.device)
+        loss, terms = self.diffusion_losses(batch, t, noise)
+        size = len(mask)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/loss/{k}": v for k, v in terms.items()}, batch_size=size)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._val_images_seen = 0
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        ids, mask = batch["id"], batch["mask"]
+        noise = SampleNoise(self.seed, ids, "val", mask.shape[1:], self.device)()
+        loss, terms = self.diffusion_losses(batch, self._grid_times(ids), noise)
+        values = {"val/loss": loss, **{f"val/loss/{k}": v for k, v in terms.items()}}
+        self.log_dict(values, batch_size=len(ids), sync_dist=True)
+
+        sampled = self._leading_images(len(ids))
+        if not sampled:
+            return {}
+        part = {key: value[:sampled] for key, value in batch.items()}
+        result = self.predict(part, ensemble=self.validation["ensemble"])
+        self.val_overlap.update(overlap_counts(result["probability"] > 0.5, part["mask"]))
+        return result
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.val_overlap.compute()
+        self.val_overlap.reset()
+        self.log_dict({f"val/{k}": scores[k] for k in ("dice", "iou")}, prog_bar=True)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        result = self.predict(batch)
+        counts = overlap_counts(result["probability"] > 0.5, batch["mask"])
+        self.test_overlap.update(counts)
+        tp, fp, fn, _ = counts.unbind(1)
+        result["per_image"] = {
+            "dice": dice_score(counts),
+            "iou": iou_score(counts),
+            "lesion_pixels": tp + fn,
+            "predicted_pixels": tp + fp,
+        }
+        return result
+
+    def on_test_epoch_end(self) -> None:
+        scores = self.test_overlap.compute()
+        self.test_overlap.reset()
+        self.log_dict({f"test/{k}": v for k, v in scores.items()})
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any], ensemble: int | None = None) -> dict[str, Tensor]:
+        """Sample masks for a batch.
+
+        The raw samples of all members are averaged as they come; the lesion is where the mean is
+        above 0, which is where `probability` is above 0.5.
+
+        Args:
+            batch: with `image` and `id`; nothing else is read.
+            ensemble: members, the sampler's own number by default.
+
+        Returns:
+            `probability` float32 `(B, 1, H, W)`, the mean sample mapped from [-1, 1] to [0, 1];
+            with more than one member also `uncertainty`, the standard deviation over the members'
+            samples on the same scale.
+        """
+        image, ids = batch["image"], batch["id"]
+        shape = (1, *image.shape[-2:])
+        mean = torch.zeros(len(image), *shape, device=image.device)
+        squares = torch.zeros_like(mean)
+        members = ensemble or self.sampler.ensemble
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            times = torch.full((len(x_t),), t, device=x_t.device)
+            output = self.network(x_t, image, times)
+            return predict_x0(self.schedule, self.objective, output, x_t, times)
+
+        for member in range(members):
+            noise = SampleNoise(self.seed, ids, member, shape, image.device)
+            sample = self.sampler.sample(denoise, self.schedule, noise).float()
+            difference = sample - mean
+            mean += difference / (member + 1)
+            squares += difference * (sample - mean)
+        result = {"probability": (mean.clamp(-1, 1) + 1) / 2}
+        if members > 1:
+            result["uncertainty"] = (squares / members).sqrt() / 2
+        return result
+
+    def _grid_times(self, ids: list[str]) -> Tensor:
+        """Return one time of the fixed validation grid for each sample, chosen by its id."""
+        low, high = self.t_min, self.schedule.num_timesteps - 1
+        size = self.validation["num_timesteps"]
+        grid = torch.linspace(low, high, size).round().long()
+        picks = [stable_seed("val grid", sample) % size for sample in ids]
+        return grid[picks].to(self.device)
+
+    def _leading_images(self, count: int) -> int:
+        """Return how many of the next `count` validation images belong to the sampled subset.
+
+        The validation order is fixed and dealt out to the processes in turn, so the subset is the
+        same images whatever the number of processes.
+        """
+        world, rank = self.trainer.world_size, self.global_rank
+        total = self.validation["num_images"]
+        mine = (total - rank + world - 1) // world
+        leading = max(0, min(count, mine - self._val_images_seen))
+        self._val_images_seen += count
+        return leading

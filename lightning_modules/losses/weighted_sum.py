@@ -1,0 +1,77 @@
+"""A weighted sum of named loss terms, as the config lists them."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from common.errors import UserError
+
+__all__ = ["WeightedSum"]
+
+
+class WeightedSum:
+    """Evaluates the terms of nonzero weight and adds them up.
+
+    A term's parameters that the caller computes are taken by name from what it passes; the others
+    are options and come from the config, such as `losses.boundary: {weight: 0.25, gamma: 0.2}`.
+
+    Args:
+        config: term name to `{weight: w, **options}`; `w = 0` switches the term and its
+            computation off.
+        functions: every term that the caller offers, by name.
+        inputs: names of what the caller will pass.
+
+    Raises:
+        UserError: an unknown term or option, a missing or negative weight, or no term at all.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Mapping[str, Any]],
+        functions: Mapping[str, Callable[..., Tensor]],
+        inputs: Collection[str],
+    ) -> None:
+        self.weights: dict[str, float] = {}
+        self._terms: dict[str, tuple[Callable[..., Tensor], list[str], dict[str, Any]]] = {}
+        for name, settings in config.items():
+            key = f"lightning_module.losses.{name}"
+            if name not in functions:
+                raise UserError(
+                    f"{key} is not a loss term here; choose from {', '.join(functions)}."
+                )
+            options = dict(settings or {})
+            weight = options.pop("weight", None)
+            if not isinstance(weight, int | float) or weight < 0:
+                raise UserError(f"{key}.weight={weight} must be a number of at least 0; 0 is off.")
+            parameters = inspect.signature(functions[name]).parameters
+            required = [parameter for parameter in parameters if parameter in inputs]
+            legal = [parameter for parameter in parameters if parameter not in inputs]
+            for option in options:
+                if option not in legal:
+                    raise UserError(
+                        f"{key}.{option} is not an option of this term; "
+                        f"it has {', '.join(['weight', *legal])}."
+                    )
+            if weight > 0:
+                self.weights[name] = float(weight)
+                self._terms[name] = (functions[name], required, options)
+        if not self._terms:
+            raise UserError(
+                "Every weight under lightning_module.losses is 0; give at least one a weight above "
+                f"0, from {', '.join(functions)}."
+            )
+
+    def uses(self, name: str) -> bool:
+        """Tell whether a term has a nonzero weight."""
+        return name in self._terms
+
+    def __call__(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum and each term's unweighted value, without graph, by name."""
+        values = {
+            name: function(**{k: inputs[k] for k in required}, **options)
+            for name, (function, required, options) in self._terms.items()
+        }
+        total = sum(self.weights[name] * value for name, value in values.items())
+        return total, {name: value.detach() for name, value in values.items()}

@@ -1,0 +1,13 @@
+"""Pure `nn.Module`s: no loss, no noise schedule, no file access.
+
+Every network class that a module of this package lists in its `__all__` is exported here, so a new
+network is one new file and one YAML that names it.
+"""
+
+from torch import nn
+
+from common.rooms import export_public_names
+from networks.reference_weights import load_reference_state_dict
+
+__all__ = ["load_reference_state_dict"]
+__all__ += export_public_names(__name__, __path__, globals(), base=nn.Module)

@@ -1,0 +1,200 @@
+"""Building blocks of the DermoSegDiff family of denoising networks.
+
+Source: Bozorgpour et al., "DermoSegDiff: A Boundary-aware Segmentation Diffusion Model for Skin
+Lesion Delineation", 2023. `B` is the batch, `C` channels, `H` and `W` height and width in pixels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHT_STANDARDISATION_EPS = 1e-5
+
+
+class WeightStandardisedConv2d(nn.Conv2d):
+    """Convolution whose kernel has zero mean and unit variance per output channel.
+
+    `W_o <- (W_o - mean(W_o)) / sqrt(var(W_o) + 1e-5)` over all other axes, biased variance, no
+    learned gain. The standardisation is done in float32 also under autocast.
+    Source: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
+    Standardization", 2019.
+    """
+
+    def standardised_weight(self) -> Tensor:
+        """Return the kernel that is convolved with, shape `(C_out, C_in, k, k)`, float32."""
+        flat = self.weight.float().flatten(1)
+        flat = F.layer_norm(flat, flat.shape[1:], eps=WEIGHT_STANDARDISATION_EPS)
+        return flat.view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.standardised_weight().to(x.dtype), self.bias)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the integer time step, followed by a two-layer perceptron.
+
+    `e(t) = [sin(t f_0), ..., cos(t f_0), ...]` with `f_j = 10000^(-j / (dim/2 - 1))`, then
+    Linear(dim, 4 dim), GELU, Linear(4 dim, 4 dim).
+
+    Args:
+        dim: width of the sinusoidal part, even and at least 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.out_dim = 4 * dim
+        self.expand = nn.Linear(dim, self.out_dim)
+        self.project = nn.Linear(self.out_dim, self.out_dim)
+
+    def sinusoidal(self, time: Tensor) -> Tensor:
+        """Return the sinusoidal part, shape `(B, dim)`, float32, all sines first."""
+        half = self.dim // 2
+        exponent = torch.arange(half, device=time.device, dtype=torch.float32)
+        frequencies = torch.exp(exponent * (-math.log(10000) / (half - 1)))
+        angles = time[:, None].float() * frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+    def forward(self, time: Tensor) -> Tensor:
+        embedding = self.sinusoidal(time).to(self.expand.weight.dtype)
+        return self.project(F.gelu(self.expand(embedding)))
+
+
+class EfficientChannelAttention(nn.Module):
+    """Channel gate from a short convolution along the channel axis.
+
+    `h * sigmoid(conv1d_k(mean_HW(h)))`, kernel size `k` the odd number next to
+    `|log2(C) + 1| / 2`. Source: Wang et al., "ECA-Net", 2020, equation 12 with gamma 2 and b 1.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        size = self.kernel_size(channels)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    @staticmethod
+    def kernel_size(channels: int) -> int:
+        """Return the odd kernel size for a number of channels."""
+        size = int(abs(math.log2(max(channels, 1)) + 1) / 2)
+        return size if size % 2 else size + 1
+
+    def forward(self, h: Tensor) -> Tensor:
+        gate = self.conv(h.mean(dim=(2, 3))[:, None]).sigmoid()
+        return h * gate[:, 0, :, None, None]
+
+
+class ConvBlock(nn.Module):
+    """Weight-standardised 3x3 convolution, group norm, optional scale and shift, SiLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = WeightStandardisedConv2d(in_channels, out_channels, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, out_channels)
+
+    def forward(
+        self, z: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        h = self.norm(self.conv(z))
+        if scale is not None:
+            h = torch.addcmul(shift, h, scale + 1)
+        return F.silu(h)
+
+
+class ResidualBlock(nn.Module):
+    """Two `ConvBlock`s, the first modulated by the time embedding, with a residual path.
+
+    Args:
+        in_channels, out_channels: widths; a 1x1 convolution adapts the residual where they differ.
+        time_dim: width of the time embedding.
+        groups: groups of the two group norms.
+        channel_attention: gate the result by `EfficientChannelAttention` before the sum.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int,
+        groups: int,
+        channel_attention: bool,
+    ) -> None:
+        super().__init__()
+        self.time = nn.Linear(time_dim, 2 * out_channels)
+        self.block1 = ConvBlock(in_channels, out_channels, groups)
+        self.block2 = ConvBlock(out_channels, out_channels, groups)
+        self.channel_attention = (
+            EfficientChannelAttention(out_channels) if channel_attention else nn.Identity()
+        )
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, z: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
+        h = self.block2(self.block1(z, scale, shift))
+        return self.channel_attention(h) + self.shortcut(z)
+
+
+class LinearAttention(nn.Module):
+    """Attention of linear cost in the number of positions, with a pre-norm residual.
+
+    Queries are normalised over the features of a head, keys over the positions.
+    Source: Shen et al., "Efficient Attention: Attention with Linear Complexities", 2021.
+    """
+
+    def __init__(self, channels: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        hidden = heads * head_dim
+        self.norm = nn.GroupNorm(1, channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
+        self.to_out = nn.Conv2d(hidden, channels, 1)
+        self.out_norm = nn.GroupNorm(1, channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        batch, _, height, width = z.shape
+        qkv = self.to_qkv(self.norm(z)).view(batch, 3, self.heads, self.head_dim, height * width)
+        query, key, value = qkv.unbind(1)
+        query = query.softmax(dim=-2) * self.head_dim**-0.5
+        context = key.softmax(dim=-1) @ value.transpose(-1, -2)
+        out = context.transpose(-1, -2) @ query
+        return self.out_norm(self.to_out(out.reshape(batch, -1, height, width))) + z
+
+
+class SelfAttention(nn.Module):
+    """Full softmax attention over all positions, with a pre-norm residual."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        hidden = heads * head_dim
+        self.norm = nn.GroupNorm(1, channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
+        self.to_out = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        batch, _, height, width = z.shape
+        qkv = self.to_qkv(self.norm(z)).view(batch, 3, self.heads, self.head_dim, height * width)
+        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        out = F.scaled_dot_product_attention(query, key, value).transpose(-1, -2)
+        return self.to_out(out.reshape(batch, -1, height, width)) + z
+
+
+class Downsample(nn.Sequential):
+    """Halve height and width by space-to-depth and a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(nn.PixelUnshuffle(2), nn.Conv2d(4 * in_channels, out_channels, 1))
+
+
+class Upsample(nn.Sequential):
+    """Double height and width by nearest neighbours and a 3x3 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        )

@@ -1,0 +1,1 @@
+"""What can be asked of the project: one module a task, each with `run(config)`."""

@@ -1,0 +1,84 @@
+"""Reading our own checkpoints: plain types only, architecture looked up by name."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from tasks.build import build_network
+
+__all__ = ["load_checkpoint", "network_from_checkpoint", "network_weights"]
+
+WEIGHTS = {"ema": "state_dict", "online": "current_model_state"}
+
+
+def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
+    """Load a checkpoint of ours onto the CPU, without executing anything in it.
+
+    Args:
+        path: the file.
+        key: the config key that named it, for the message.
+
+    Raises:
+        UserError: there is no such file, or it is not a checkpoint of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(
+            f"{key}={path} does not exist; give a .ckpt file from a run's checkpoints/ folder."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{key}={path} is damaged or no checkpoint of this project "
+            f"({type(error).__name__}); give a .ckpt file from a run's checkpoints/ folder."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+        raise UserError(
+            f"{key}={path} has no state_dict and config, so it is no checkpoint of this project; "
+            "give a .ckpt file from a run's checkpoints/ folder."
+        )
+    return checkpoint
+
+
+def network_weights(checkpoint: dict[str, Any], weights: str, key: str) -> dict[str, Tensor]:
+    """Return the network's tensors from a checkpoint.
+
+    Args:
+        checkpoint: as loaded.
+        weights: `ema` for the averaged ones, `online` for those that the optimizer had.
+        key: the config key that chose, for the message.
+
+    Raises:
+        UserError: an unknown choice, or a checkpoint without online weights.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"{key}={weights} does not exist; choose ema or online.")
+    if WEIGHTS[weights] not in checkpoint:
+        raise UserError(f"{key}={weights} is not in this checkpoint; choose ema.")
+    prefix = "network."
+    state = checkpoint[WEIGHTS[weights]]
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def network_from_checkpoint(
+    checkpoint: dict[str, Any], path: str | Path, weights: str, key: str
+) -> nn.Module:
+    """Build a checkpoint's network and load its weights, strictly.
+
+    Raises:
+        UserError: the weights do not fit the architecture that the checkpoint names.
+    """
+    network = build_network(checkpoint["config"]["network"])
+    try:
+        network.load_state_dict(network_weights(checkpoint, weights, f"{key}.weights"))
+    except RuntimeError as error:
+        raise UserError(
+            f"The weights in {path} do not fit the network that it names "
+            f"({checkpoint['config']['network']['name']}); the file is damaged."
+        ) from error
+    return network

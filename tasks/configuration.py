@@ -1,0 +1,81 @@
+"""Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from common.errors import UserError
+
+__all__ = ["checkpoint_config", "plain"]
+
+# What a checkpoint decides for itself; the rest of a config is about the present run.
+_FIXED = ("network", "lightning_module", "schedule")
+# What it suggests, unless the command line chooses another group.
+_SUGGESTED = ("datamodule", "sampler")
+# What its network was trained for, also on another dataset.
+_TRAINED_FOR = ("image_size", "normalization", "antialias")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a config as resolved plain dicts, lists, strings and numbers.
+
+    Raises:
+        UserError: a value is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; give it as {missing[0]}=<value>.")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Return the config for using a checkpoint: as it was trained, under the user's overrides.
+
+    Network, method and schedule are the checkpoint's. Data and sampler are the checkpoint's too,
+    unless the command line chooses a group (`datamodule=ph2`) or an experiment; single values on
+    the command line (`sampler.num_steps=5`, `paths.data=...`, `seed=1`) change whichever is used.
+    Image size and normalisation stay as trained unless given.
+
+    Args:
+        config: as composed from the command line, resolved.
+        trained: the `config` of the checkpoint.
+    """
+    overrides = HydraConfig.get().overrides.task
+    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    merged = copy.deepcopy(config | {group: trained[group] for group in _FIXED})
+    for group in _SUGGESTED:
+        if group not in given and "experiment" not in given:
+            merged[group] = copy.deepcopy(trained[group])
+            for key in given:
+                if key.startswith(f"{group}."):
+                    _copy_value(config, merged, key)
+    data, trained_data = merged["datamodule"], trained["datamodule"]
+    for name in _TRAINED_FOR:
+        if f"datamodule.{name}" not in given:
+            data[name] = trained_data[name]
+    data["cache"] = config["datamodule"]["cache"]
+    if "paths.data" in given and data.get("root"):
+        data["root"] = _relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
+    if "seed" in given:
+        merged["lightning_module"]["seed"] = config["seed"]
+    else:
+        merged["seed"] = trained["seed"]
+    return merged
+
+
+def _copy_value(source: dict[str, Any], target: dict[str, Any], key: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        source, target = source[parent], target.setdefault(parent, {})
+    target[last] = source[last]
+
+
+def _relocate(root: str, old_base: str, new_base: str) -> str:
+    """Move a dataset's folder from one data folder to another; leave it where it is in neither."""
+    path = Path(root)
+    return (
+        str(Path(new_base) / path.relative_to(old_base)) if path.is_relative_to(old_base) else root
+    )

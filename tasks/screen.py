@@ -1,0 +1,90 @@
+"""What a run says on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+__all__ = ["print_config", "print_plan", "print_results", "print_teacher"]
+
+_SHOWN = (
+    "task",
+    "seed",
+    "datamodule",
+    "network",
+    "lightning_module",
+    "schedule",
+    "sampler",
+    "teacher",
+    "trainer",
+    "paths",
+)
+console = Console()
+
+
+def print_config(config: Mapping[str, Any]) -> None:
+    """Print the groups of a config as a tree."""
+    tree = Tree("config")
+    for group in _SHOWN:
+        _grow(tree, group, config[group])
+    console.print(tree)
+
+
+def _grow(tree: Tree, key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value:
+        branch = tree.add(f"[bold]{key}[/bold]")
+        for name, item in value.items():
+            _grow(branch, name, item)
+    else:
+        tree.add(f"{key}: [cyan]{str(value).replace('[', chr(92) + '[')}[/cyan]")
+
+
+def print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+    """Print the sizes of the split and how many network calls validation and test will make."""
+    sizes = {part: len(dataset) for part, dataset in datamodule.datasets.items()}
+    validation, test = module.network_calls(sizes["val"], sizes["test"])
+    console.print(
+        f"{datamodule.name}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test "
+        f"images at {datamodule.image_size} px"
+        + "".join(
+            f", {datamodule.cache.meta[key]} {what}"
+            for key, what in (("empty_masks", "empty masks"), ("full_masks", "full masks"))
+            if datamodule.cache.meta[key]
+        )
+    )
+    console.print(
+        f"Network calls on one image: {validation:,} a validation, {test:,} for the test "
+        f"({module.calls_per_mask:,} a mask)"
+    )
+
+
+def print_teacher(description: Mapping[str, Any]) -> None:
+    """Print which teacher was chosen."""
+    dice = description["dice"]
+    console.print(
+        f"Teacher: {description['network']} from {description['checkpoint']}, "
+        f"objective {description['objective']}, {description['weights']} weights, "
+        f"test Dice {'unknown' if dice is None else f'{dice:.4f}'}"
+    )
+
+
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Print the scores of a run and where it left its files."""
+    network, data = results["network"], results["data"]
+    table = Table(title=f"{results['experiment']} on {data['n_test']} test images", min_width=60)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("network", network["name"])
+    table.add_row("parameters", f"{network['params']:,}")
+    table.add_row("GMAC a call", f"{network['gmac']:.3f}")
+    table.add_row("calls a mask", f"{results['calls_per_mask']:,}")
+    for key, value in (results["test"] or {}).items():
+        table.add_row(key, f"{value:.4f}")
+    for name, value in (results.get("baselines") or {}).items():
+        table.add_row(f"Dice of {name} baseline", f"{value:.4f}")
+    table.add_row("run folder", str(folder), style="bold")
+    console.print(table)

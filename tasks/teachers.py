@@ -1,0 +1,85 @@
+"""Finding, checking and loading the teacher of a distillation."""
+
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.runs import find_runs, read_results
+from lightning_modules.teacher import FrozenTeacher
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+
+__all__ = ["find_teacher", "load_teacher"]
+
+
+def find_teacher(config: dict[str, Any]) -> Path:
+    """Return the teacher's checkpoint: the one given, or that of the newest fitting run.
+
+    A run fits if it has finished, was no debugging run, and used the same data and image size.
+
+    Raises:
+        UserError: there is none; the message has the command that makes one.
+    """
+    teacher, data = config["teacher"], config["datamodule"]
+    if teacher["checkpoint"]:
+        return Path(teacher["checkpoint"])
+    experiment = teacher["experiment"]
+    if not experiment:
+        raise UserError(
+            "A distillation needs a teacher; set teacher.checkpoint=<file> or "
+            "teacher.experiment=<name of the teacher's experiment>."
+        )
+    folder = Path(config["paths"]["runs"]) / experiment
+    for run, results in find_runs(folder):
+        checkpoint = run / "checkpoints" / "best.ckpt"
+        if (
+            results["status"] == "finished"
+            and not results["debug"]
+            and results["data"]["name"] == data["name"]
+            and results["data"]["image_size"] == data["image_size"]
+            and checkpoint.is_file()
+        ):
+            return checkpoint
+    raise UserError(
+        f"No finished run of {experiment} on {data['name']} at {data['image_size']} px was found "
+        f"in {folder}. Train one with `python run.py experiment={experiment} "
+        f"datamodule.image_size={data['image_size']}`, or set teacher.checkpoint=<file>."
+    )
+
+
+def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]:
+    """Load the frozen teacher that a run's config asks for.
+
+    Returns:
+        The teacher, and what to say of it: `checkpoint`, `network`, `objective` and `dice`.
+
+    Raises:
+        UserError: there is none, it is broken, or it was trained with another noise schedule, image
+            size or normalisation than the student will be.
+    """
+    path = find_teacher(config)
+    checkpoint = load_checkpoint(path, key="teacher.checkpoint")
+    trained = checkpoint["config"]
+    for key in ("schedule", "datamodule.image_size", "datamodule.normalization"):
+        theirs, ours = _get(trained, key), _get(config, key)
+        if theirs != ours:
+            raise UserError(
+                f"The teacher {path} was trained with {key}={theirs}, the student has {ours}; "
+                "make them equal or choose another teacher."
+            )
+    network = network_from_checkpoint(checkpoint, path, config["teacher"]["weights"], "teacher")
+    objective = trained["lightning_module"]["objective"]
+    results = read_results(path.parent.parent) or {}
+    description = {
+        "checkpoint": str(path),
+        "network": trained["network"]["name"],
+        "objective": objective,
+        "weights": config["teacher"]["weights"],
+        "dice": (results.get("test") or {}).get("test/dice"),
+    }
+    return FrozenTeacher(network, objective), description
+
+
+def _get(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part, {})
+    return config

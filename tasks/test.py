@@ -1,0 +1,74 @@
+"""Test a checkpoint: sample masks for the test images and score them."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from common.errors import UserError
+from tasks.baselines import trivial_baselines
+from tasks.build import build_datamodule, build_module
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
+from tasks.configuration import checkpoint_config
+from tasks.records import RunRecord
+from tasks.screen import print_config, print_plan, print_results
+from tasks.training import build_trainer
+
+__all__ = ["evaluate", "run"]
+
+
+def run(config: dict[str, Any]) -> None:
+    """Test `checkpoint` and write `results.json` and the other records to the run folder.
+
+    Raises:
+        UserError: there is no usable checkpoint, or the data is missing or broken.
+    """
+    if not config["checkpoint"]:
+        raise UserError(
+            "task=test needs checkpoint=<file>, such as "
+            "checkpoint=runs/demo_teacher/<time>/checkpoints/best.ckpt."
+        )
+    checkpoint = load_checkpoint(config["checkpoint"])
+    config = checkpoint_config(config, checkpoint["config"])
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
+    datamodule = build_datamodule(config["datamodule"])
+    # A method that learns from a teacher does not need it any more.
+    module = build_module(config, network, teacher=None)
+    trainer = build_trainer(config)
+    datamodule.prepare_data()
+    datamodule.setup()
+
+    record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
+    with record.running():
+        if trainer.is_global_zero:
+            print_config(config)
+            print_plan(module, datamodule)
+        record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"])))
+    if trainer.is_global_zero:
+        print_results(record.results, record.folder)
+
+
+def evaluate(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: L.LightningDataModule,
+    checkpoint: Path,
+) -> dict[str, Any]:
+    """Load a checkpoint's averaged weights into a module and test it.
+
+    Returns:
+        `test` (the metrics by key), `test_seconds` and `baselines`.
+    """
+    weights = network_weights(load_checkpoint(checkpoint), "ema", "checkpoint.weights")
+    module.network.load_state_dict(weights)
+    started = time.monotonic()
+    (metrics,) = trainer.test(module, datamodule=datamodule, verbose=False)
+    seconds = time.monotonic() - started
+    baselines = {}
+    if trainer.is_global_zero:
+        train = datamodule.datasets["train"]
+        masks = train.cache.masks[train.indices]
+        baselines = trivial_baselines(masks, datamodule.datasets["test"])
+    return {"test": metrics, "test_seconds": round(seconds, 1), "baselines": baselines}
