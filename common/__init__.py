@@ -1,1 +1,1 @@
-"""What every room may use: errors for people, atomic files, run folders. Imports nothing of ours."""
+"""What every room may use: errors for people, atomic files, runs. Imports nothing of ours."""
