@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 WEIGHT_STANDARDISATION_EPS = 1e-5
@@ -136,51 +137,58 @@ class ResidualBlock(nn.Module):
         return self.channel_attention(h) + self.shortcut(z)
 
 
-class LinearAttention(nn.Module):
-    """Attention of linear cost in the number of positions, with a pre-norm residual.
+class Attention(nn.Module):
+    """What both attentions share: a norm before, queries, keys and values, a residual after.
 
-    Queries are normalised over the features of a head, keys over the positions.
-    Source: Shen et al., "Efficient Attention: Attention with Linear Complexities", 2021.
+    Args:
+        channels: width of input and output.
+        heads, head_dim: number of heads and features a head.
     """
 
     def __init__(self, channels: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads = heads
         self.head_dim = head_dim
-        hidden = heads * head_dim
         self.norm = nn.GroupNorm(1, channels)
-        self.to_qkv = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
-        self.to_out = nn.Conv2d(hidden, channels, 1)
+        self.to_qkv = nn.Conv2d(channels, 3 * heads * head_dim, 1, bias=False)
+        self.to_out = nn.Conv2d(heads * head_dim, channels, 1)
+
+    def queries_keys_values(self, z: Tensor) -> Tensor:
+        """Return the three of them stacked, `(3, B, heads, head_dim, H W)`."""
+        qkv = self.to_qkv(self.norm(z))
+        return rearrange(qkv, "b (qkv h d) y x -> qkv b h d (y x)", qkv=3, h=self.heads)
+
+    def merge_heads(self, values: Tensor, height: int) -> Tensor:
+        """Map `(B, heads, head_dim, H W)` back to `(B, channels, H, W)`."""
+        return self.to_out(rearrange(values, "b h d (y x) -> b (h d) y x", y=height))
+
+
+class LinearAttention(Attention):
+    """Attention of linear cost in the number of positions.
+
+    Queries are normalised over the features of a head, keys over the positions.
+    Source: Shen et al., "Efficient Attention: Attention with Linear Complexities", 2021.
+    """
+
+    def __init__(self, channels: int, heads: int, head_dim: int) -> None:
+        super().__init__(channels, heads, head_dim)
         self.out_norm = nn.GroupNorm(1, channels)
 
     def forward(self, z: Tensor) -> Tensor:
-        batch, _, height, width = z.shape
-        qkv = self.to_qkv(self.norm(z)).view(batch, 3, self.heads, self.head_dim, height * width)
-        query, key, value = qkv.unbind(1)
+        query, key, value = self.queries_keys_values(z)
         query = query.softmax(dim=-2) * self.head_dim**-0.5
         context = key.softmax(dim=-1) @ value.transpose(-1, -2)
         out = context.transpose(-1, -2) @ query
-        return self.out_norm(self.to_out(out.reshape(batch, -1, height, width))) + z
+        return self.out_norm(self.merge_heads(out, z.shape[-2])) + z
 
 
-class SelfAttention(nn.Module):
-    """Full softmax attention over all positions, with a pre-norm residual."""
-
-    def __init__(self, channels: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.head_dim = head_dim
-        hidden = heads * head_dim
-        self.norm = nn.GroupNorm(1, channels)
-        self.to_qkv = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
-        self.to_out = nn.Conv2d(hidden, channels, 1)
+class SelfAttention(Attention):
+    """Full softmax attention over all positions."""
 
     def forward(self, z: Tensor) -> Tensor:
-        batch, _, height, width = z.shape
-        qkv = self.to_qkv(self.norm(z)).view(batch, 3, self.heads, self.head_dim, height * width)
-        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        query, key, value = self.queries_keys_values(z).transpose(-1, -2)
         out = F.scaled_dot_product_attention(query, key, value).transpose(-1, -2)
-        return self.to_out(out.reshape(batch, -1, height, width)) + z
+        return self.merge_heads(out, z.shape[-2]) + z
 
 
 class Downsample(nn.Sequential):

@@ -23,8 +23,8 @@ __all__ = [
     "build_datamodule",
     "build_module",
     "build_network",
+    "describe_network",
     "giga_macs",
-    "num_parameters",
     "takes_teacher",
 ]
 
@@ -79,9 +79,13 @@ def takes_teacher(config: Config) -> bool:
     return _parameter(look_up(lightning_modules, name, "lightning_module.name"), "teacher")
 
 
-def num_parameters(network: nn.Module) -> int:
-    """Return the number of parameters of a network."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def describe_network(network: nn.Module, config: Config) -> dict[str, Any]:
+    """Return the `name`, `params` and `gmac` (10^9 multiply-adds a call) of a run's network."""
+    return {
+        "name": config["network"]["name"],
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "gmac": round(giga_macs(config["network"], config["datamodule"]["image_size"]), 4),
+    }
 
 
 def giga_macs(network_config: Config, image_size: int) -> float:

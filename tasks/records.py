@@ -14,7 +14,7 @@ from torch import nn
 
 from common.files import write_text_atomic
 from common.runs import RESULTS_SCHEMA, write_results
-from tasks.build import giga_macs, num_parameters
+from tasks.build import describe_network
 
 __all__ = ["RunRecord"]
 
@@ -51,11 +51,7 @@ class RunRecord:
             "experiment": config["run_name"],
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "revision": _revision(),
-            "network": {
-                "name": config["network"]["name"],
-                "params": num_parameters(network),
-                "gmac": round(giga_macs(config["network"], data["image_size"]), 4),
-            },
+            "network": describe_network(network, config),
             "data": {
                 "name": data["name"],
                 "image_size": data["image_size"],

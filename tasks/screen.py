@@ -23,6 +23,7 @@ _SHOWN = (
     "trainer",
     "paths",
 )
+_BASELINES = {"otsu": "Otsu's threshold", "constant": "best constant mask"}
 console = Console()
 
 
@@ -66,25 +67,42 @@ def print_teacher(description: Mapping[str, Any]) -> None:
     """Print which teacher was chosen."""
     dice = description["dice"]
     console.print(
-        f"Teacher: {description['network']} from {description['checkpoint']}, "
+        f"Teacher: {description['network']['name']} from {description['checkpoint']}, "
         f"objective {description['objective']}, {description['weights']} weights, "
         f"test Dice {'unknown' if dice is None else f'{dice:.4f}'}"
     )
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the scores of a run and where it left its files."""
-    network, data = results["network"], results["data"]
-    table = Table(title=f"{results['experiment']} on {data['n_test']} test images", min_width=60)
-    table.add_column("what")
+    """Print the scores of a run, what it compares with, and where it left its files."""
+    scores = results["test"] or {}
+    title = f"{results['experiment']}: {results['data']['n_test']} test images"
+    table = Table(title=title, caption=f"Run folder: {folder}", caption_justify="left")
+    table.add_column("score")
     table.add_column("value", justify="right")
-    table.add_row("network", network["name"])
-    table.add_row("parameters", f"{network['params']:,}")
-    table.add_row("GMAC a call", f"{network['gmac']:.3f}")
-    table.add_row("calls a mask", f"{results['calls_per_mask']:,}")
-    for key, value in (results["test"] or {}).items():
+    for key, value in scores.items():
         table.add_row(key, f"{value:.4f}")
-    for name, value in (results.get("baselines") or {}).items():
-        table.add_row(f"Dice of {name} baseline", f"{value:.4f}")
-    table.add_row("run folder", str(folder), style="bold")
     console.print(table)
+
+    table = Table(title="Mean Dice of a test image")
+    table.add_column("")
+    for column in ("parameters", "GMAC a call", "calls a mask", "Dice"):
+        table.add_column(column, justify="right")
+    teacher = results.get("teacher")
+    if teacher:
+        _add_network(table, "teacher", teacher, teacher["dice"])
+    _add_network(table, "student" if teacher else "network", results, scores.get("test/dice"))
+    for name, dice in (results.get("baselines") or {}).items():
+        table.add_row(_BASELINES[name], "-", "-", "-", f"{dice:.4f}")
+    console.print(table)
+
+
+def _add_network(table: Table, role: str, results: Mapping[str, Any], dice: float | None) -> None:
+    network, calls = results["network"], results["calls_per_mask"]
+    table.add_row(
+        f"{role} ({network['name']})",
+        f"{network['params']:,}",
+        f"{network['gmac']:.3f}",
+        "unknown" if calls is None else f"{calls:,}",
+        "unknown" if dice is None else f"{dice:.4f}",
+    )

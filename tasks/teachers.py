@@ -6,6 +6,7 @@ from typing import Any
 from common.errors import UserError
 from common.runs import find_runs, read_results
 from lightning_modules.teacher import FrozenTeacher
+from tasks.build import describe_network
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 
 __all__ = ["find_teacher", "load_teacher"]
@@ -50,7 +51,8 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     """Load the frozen teacher that a run's config asks for.
 
     Returns:
-        The teacher, and what to say of it: `checkpoint`, `network`, `objective` and `dice`.
+        The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
+        parameters, GMAC), `calls_per_mask` and `dice`, the last two as its own run tested it.
 
     Raises:
         UserError: there is none, it is broken, or it was trained with another noise schedule, image
@@ -71,9 +73,10 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     results = read_results(path.parent.parent) or {}
     description = {
         "checkpoint": str(path),
-        "network": trained["network"]["name"],
-        "objective": objective,
         "weights": config["teacher"]["weights"],
+        "objective": objective,
+        "network": describe_network(network, trained),
+        "calls_per_mask": results.get("calls_per_mask"),
         "dice": (results.get("test") or {}).get("test/dice"),
     }
     return FrozenTeacher(network, objective), description

@@ -1,0 +1,32 @@
+# `make demo` and `make test` are all that a fresh machine needs; both install into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint install clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# Trains a tiny teacher on made-up images, distils a student from it and compares the two.
+demo: install
+	$(BIN)/python run.py experiment=demo_teacher
+	$(BIN)/python run.py experiment=demo_efkd
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) cache runs .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,26 @@
+"""Run folders: results are valid JSON and found newest first."""
+
+import json
+
+from common.runs import find_runs, read_results, write_results
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    write_results(tmp_path, {"schema": 1, "test": {"dice": float("nan"), "iou": [float("inf"), 1]}})
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["test"] == {"dice": None, "iou": [None, 1]}
+    assert read_results(tmp_path) == stored
+
+
+def test_runs_are_found_newest_first_and_damaged_ones_skipped(tmp_path):
+    for name in ("2026-01-01", "2026-03-01", "2026-02-01"):
+        write_results(tmp_path / name, {"schema": 1, "experiment": name})
+    (tmp_path / "2026-04-01").mkdir()
+    (tmp_path / "2026-05-01").mkdir()
+    (tmp_path / "2026-05-01" / "results.json").write_text("{half")
+    assert [run.name for run, _ in find_runs(tmp_path)] == [
+        "2026-03-01",
+        "2026-02-01",
+        "2026-01-01",
+    ]
+    assert list(find_runs(tmp_path / "none")) == []

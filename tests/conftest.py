@@ -1,0 +1,125 @@
+"""What several rooms' tests share: golden numbers, small networks, made-up files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from PIL import Image
+from safetensors.torch import load_file
+
+import networks
+from datamodules.synthetic import synthesise_lesion
+from tasks.configuration import plain
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(__file__).resolve().parent / "golden" / "dermosegdiff"
+
+TINY = {
+    "dim_x": 8,
+    "dim_g": 8,
+    "dim_x_mults": [1, 1],
+    "dim_g_mults": [1, 1],
+    "attention_heads": 1,
+    "attention_head_dim": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    """What the golden files hold."""
+    return json.loads((GOLDEN / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, torch.Tensor]]:
+    """Reads a golden `.npz` as tensors; masks stored as int8 become float32."""
+
+    def read(name: str) -> dict[str, torch.Tensor]:
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            values = {key: torch.from_numpy(arrays[key]) for key in arrays}
+        return {k: v.float() if v.dtype == torch.int8 else v for k, v in values.items()}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_json() -> Callable[[str], dict[str, Any]]:
+    """Reads a golden `.json`."""
+    return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden_network(manifest) -> Callable[[str], tuple[torch.nn.Module, dict[str, torch.Tensor]]]:
+    """Builds a golden network with its reference weights; returns it with all stored tensors."""
+
+    def build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+        spec = manifest["networks"][name]
+        tensors = load_file(GOLDEN / f"net_{name}.safetensors")
+        network = getattr(networks, spec["cls"])(**spec["params"])
+        weights = {k[6:]: v for k, v in tensors.items() if k.startswith("param.")}
+        networks.load_reference_state_dict(network, weights)
+        return network, tensors
+
+    return build
+
+
+@pytest.fixture
+def tiny_network() -> networks.DermoSegDiff:
+    """A network that costs next to nothing."""
+    return networks.DermoSegDiff(**TINY)
+
+
+@pytest.fixture
+def make_config(tmp_path) -> Callable[..., dict[str, Any]]:
+    """Composes a config as the command line would, with every folder under `tmp_path`."""
+
+    def make(*overrides: str) -> dict[str, Any]:
+        places = [
+            f"hydra.runtime.output_dir={tmp_path}/run",
+            f"paths.runs={tmp_path}/runs",
+            f"paths.cache={tmp_path}/cache",
+        ]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("config", overrides=[*places, *overrides], return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        del config.hydra
+        return plain(config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def isic_data(tmp_path_factory) -> Path:
+    """A data folder with 20 made-up images in the official layout of ISIC 2018."""
+    data = tmp_path_factory.mktemp("data")
+    write_isic2018(data / "isic2018", 20)
+    return data
+
+
+def write_isic2018(root: Path, count: int) -> None:
+    images = root / "ISIC2018_Task1-2_Training_Input"
+    masks = root / "ISIC2018_Task1_Training_GroundTruth"
+    images.mkdir(parents=True)
+    masks.mkdir()
+    for index in range(count):
+        image, mask = synthesise_lesion(0, index)
+        Image.fromarray(image).save(images / f"ISIC_{index:07d}.jpg", quality=95)
+        Image.fromarray(mask * 255).save(masks / f"ISIC_{index:07d}_segmentation.png")
+
+
+@pytest.fixture
+def isic_copy(tmp_path) -> Path:
+    """The same on a smaller scale, for a test to damage; returns the data folder."""
+    write_isic2018(tmp_path / "data" / "isic2018", 10)
+    return tmp_path / "data"

@@ -1,0 +1,97 @@
+"""Samples and their order depend on no worker, process or batch size."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.loading import EpochSampler
+
+
+def test_training_order_changes_with_epoch_and_seed_only():
+    sampler = EpochSampler(10, seed=1, shuffle=True)
+    first = list(sampler)
+    assert list(sampler) == first
+    assert sorted(index for _, index in first) == list(range(10))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert {epoch for epoch, _ in second} == {1}
+    assert [i for _, i in second] != [i for _, i in first]
+    other = EpochSampler(10, seed=2, shuffle=True)
+    assert [i for _, i in other] != [i for _, i in first]
+
+
+def test_validation_order_is_random_but_fixed():
+    sampler = EpochSampler(50, permuted=True)
+    first = list(sampler)
+    sampler.set_epoch(3)
+    assert list(sampler) == first
+    assert [i for _, i in first] != list(range(50))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_share_evaluation_without_repeating(world_size):
+    parts = [
+        [i for _, i in EpochSampler(10, rank=rank, world_size=world_size)]
+        for rank in range(world_size)
+    ]
+    assert sorted(functools.reduce(operator.iadd, parts, [])) == list(range(10))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_train_on_equally_many(world_size):
+    parts = [
+        EpochSampler(10, shuffle=True, pad=True, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    indices = [[i for _, i in part] for part in parts]
+    assert {len(part) for part in indices} == {len(parts[0])} == {-(-10 // world_size)}
+    assert set(functools.reduce(operator.iadd, indices, [])) == set(range(10))
+
+
+def batches(make_config, isic_data, **settings):
+    from tasks.build import build_datamodule
+
+    config = make_config(
+        "experiment=teacher_isic2018", f"paths.data={isic_data}", "datamodule.image_size=16"
+    )
+    arguments = {"num_workers": 0, "batch_size": 4, **settings}
+    datamodule = build_datamodule(config["datamodule"] | arguments)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def epoch_of(datamodule, epoch):
+    loader = datamodule.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    samples = {}
+    for batch in loader:
+        for index, key in enumerate(batch["id"]):
+            samples[key] = {k: batch[k][index] for k in ("image", "mask", "edge_distance")}
+    return samples
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key][part], second[key][part]) for key in first for part in first[key]
+    )
+
+
+def test_samples_do_not_depend_on_workers_or_batch_size(make_config, isic_data):
+    plain = epoch_of(batches(make_config, isic_data), 2)
+    assert equal(plain, epoch_of(batches(make_config, isic_data, num_workers=2), 2))
+    assert equal(plain, epoch_of(batches(make_config, isic_data, batch_size=7), 2))
+    assert not equal(plain, epoch_of(batches(make_config, isic_data), 3))
+    assert not equal(plain, epoch_of(batches(make_config, isic_data, seed=5), 2))
+
+
+def test_loading_leaves_the_global_generator_alone(make_config, isic_data):
+    datamodule = batches(make_config, isic_data)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    list(datamodule.train_dataloader())
+    list(datamodule.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)

@@ -1,0 +1,116 @@
+"""Decoding, resizing and normalising against the reference and by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from datamodules.transforms import (
+    normalise,
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+    stretch_to_uint8,
+)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_preprocessing_matches_the_reference(golden, index, antialias):
+    values = golden("preprocess")
+    image = values[f"i{index}_img"].permute(1, 2, 0).numpy()
+    small = resize_image(image, 32, antialias)
+    ours = normalise(small, "minmax", train=False)
+    key = f"i{index}_%s_aa{int(antialias)}"
+    torch.testing.assert_close(ours, values[key % "X"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, values[key % "image"], rtol=0, atol=1e-6)
+
+    mask = resize_mask((values[f"i{index}_msk"][0] > 127).numpy().astype(np.uint8), 32)
+    assert torch.equal(torch.from_numpy(mask)[None].float(), values[f"i{index}_Y"])
+    assert torch.equal(torch.from_numpy(mask)[None] * 2.0 - 1, values[f"i{index}_mask"])
+
+
+def colours():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[..., 0] = [[100, 150], [200, 120]]
+    image[..., 1] = [[40, 50], [60, 50]]
+    image[..., 2] = [[20, 30], [20, 30]]
+    return image
+
+
+def test_minmax_is_joint_over_channels():
+    for train in (False, True):
+        values = normalise(colours(), "minmax", train)
+        assert values.dtype == torch.float32
+        assert values.shape == (3, 2, 2)
+        assert values.min() == 0
+        assert values.max() == 1
+        assert values[1, 1, 0].item() == pytest.approx(40 / 180)
+
+
+def test_reference_stretches_training_images_channel_by_channel():
+    trained = normalise(colours(), "reference", train=True)
+    assert trained.amin(dim=(1, 2)).tolist() == [0, 0, 0]
+    assert trained.amax(dim=(1, 2)).tolist() == [1, 1, 1]
+    joint = normalise(colours(), "minmax", train=False)
+    assert torch.equal(normalise(colours(), "reference", train=False), joint)
+
+
+def test_imagenet_statistics():
+    values = normalise(np.full((1, 1, 3), 255, np.uint8), "imagenet", train=False)
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert values.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "reference"])
+def test_a_constant_image_becomes_one_half(normalization):
+    values = normalise(np.full((4, 4, 3), 77, np.uint8), normalization, train=True)
+    assert torch.equal(values, torch.full((3, 4, 4), 0.5))
+
+
+def test_stretching_truncates():
+    image = np.array([[[10, 20, 30], [110, 60, 30]]], np.uint8)
+    assert stretch_to_uint8(image)[0, 0].tolist() == [0, 25, 51]
+    assert stretch_to_uint8(image).max() == 255
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.fromarray(np.zeros((10, 30, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (30, 10, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_masks_of_any_storage_become_zero_and_one(tmp_path, mode, suffix):
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4] = 255
+    Image.fromarray(mask).convert(mode).save(tmp_path / f"mask.{suffix}")
+    assert np.array_equal(read_mask(tmp_path / f"mask.{suffix}"), mask // 255)
+
+
+def test_masks_stored_as_zero_and_one_are_read(tmp_path):
+    mask = np.eye(5, dtype=np.uint8)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+
+def test_grey_masks_are_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "grey.png")
+    with pytest.raises(UserError, match=r"grey.png has 64 grey levels"):
+        read_mask(tmp_path / "grey.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_undecodable_files_are_named(tmp_path, content):
+    path = tmp_path / "broken.jpg"
+    if content is None:
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+        content = path.read_bytes()[:700]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="broken.jpg cannot be decoded"):
+        read_image(path)

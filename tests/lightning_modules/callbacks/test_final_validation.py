@@ -1,0 +1,51 @@
+"""Training never ends without a validation of its last step."""
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_modules.callbacks import FinalValidation
+
+
+class Counting(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.validated_at = []
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated_at.append(self.trainer.global_step)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_epochs": 3, "check_val_every_n_epoch": 2}, [8, 12]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 2}, [8]),
+        ({"max_steps": 6, "check_val_every_n_epoch": 1}, [4, 6]),
+        ({"max_epochs": 2, "check_val_every_n_epoch": 5}, [8]),
+        ({"max_epochs": 1, "limit_val_batches": 0}, []),
+    ],
+)
+def test_last_step_is_validated_once(tmp_path, limits, expected):
+    module = Counting()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        callbacks=[FinalValidation()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        **limits,
+    )
+    data = torch.utils.data.DataLoader(torch.zeros(4, 1))
+    trainer.fit(module, data, torch.utils.data.DataLoader(torch.zeros(1, 1)))
+    assert module.validated_at == expected

@@ -1,0 +1,69 @@
+"""Loss terms by name and weight."""
+
+import pytest
+import torch
+
+from common.errors import UserError
+from lightning_modules.losses import WeightedSum, l1_loss, l2_loss
+
+INPUTS = ("prediction", "target")
+
+
+def scaled_loss(prediction, target, scale=1.0):
+    return (prediction - target).mean() * scale
+
+
+def refused(prediction, target):
+    raise AssertionError("a term of weight 0 was computed")
+
+
+FUNCTIONS = {"l1": l1_loss, "l2": l2_loss, "scaled": scaled_loss, "refused": refused}
+PREDICTION, TARGET = torch.full((2, 1, 2, 2), 3.0), torch.ones(2, 1, 2, 2)
+
+
+def test_terms_are_weighted_and_reported_unweighted():
+    losses = WeightedSum(
+        {"l2": {"weight": 0.5}, "scaled": {"weight": 2, "scale": 10.0}}, FUNCTIONS, INPUTS
+    )
+    total, terms = losses(prediction=PREDICTION, target=TARGET, other=None)
+    assert total.item() == 0.5 * 4 + 2 * 20
+    assert {k: v.item() for k, v in terms.items()} == {"l2": 4, "scaled": 20}
+
+
+def test_a_single_term_keeps_its_weight():
+    total, _ = WeightedSum({"l2": {"weight": 0.1}}, FUNCTIONS, INPUTS)(
+        prediction=PREDICTION, target=TARGET
+    )
+    assert total.item() == pytest.approx(0.4)
+
+
+def test_weight_zero_switches_the_computation_off():
+    losses = WeightedSum({"l1": {"weight": 1}, "refused": {"weight": 0}}, FUNCTIONS, INPUTS)
+    _, terms = losses(prediction=PREDICTION, target=TARGET)
+    assert list(terms) == ["l1"]
+    assert not losses.uses("refused")
+
+
+def test_gradient_flows_through_the_total_only():
+    prediction = PREDICTION.clone().requires_grad_()
+    total, terms = WeightedSum({"l2": {"weight": 1}}, FUNCTIONS, INPUTS)(
+        prediction=prediction, target=TARGET
+    )
+    assert total.requires_grad
+    assert not terms["l2"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"l3": {"weight": 1}}, r"losses.l3 is not a loss term here; choose from l1, l2"),
+        ({"scaled": {"weight": 1, "scal": 2}}, r"losses.scaled.scal .* weight, scale"),
+        ({"l1": {"weight": 1, "target": 2}}, r"losses.l1.target is not an option"),
+        ({"l1": {"weight": -1}}, r"losses.l1.weight=-1"),
+        ({"l1": {}}, r"losses.l1.weight=None"),
+        ({"l1": {"weight": 0}}, r"Every weight"),
+    ],
+)
+def test_mistakes_are_named(config, message):
+    with pytest.raises(UserError, match=message):
+        WeightedSum(config, FUNCTIONS, INPUTS)

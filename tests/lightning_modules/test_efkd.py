@@ -1,0 +1,173 @@
+"""Distillation: the reference's combined losses, and a teacher that is only ever asked."""
+
+import copy
+
+import pytest
+import torch
+
+from datamodules import edge_distance
+from lightning_modules import EdgeFocusedDistillation
+from lightning_modules.losses import efkd_loss
+from lightning_modules.processes import DDIM, NoiseSchedule, output_from_x0, predict_x0, snr
+from lightning_modules.teacher import FrozenTeacher
+from networks import DermoSegDiff
+
+VALIDATION = {"num_images": 1, "ensemble": 1, "num_timesteps": 4}
+EFKD_ISIC = {"weight": 0.25, "edge_weight": 5.0, "body_weight": 2.0, "edge_threshold": 0.3}
+
+
+def make_module(student, teacher, losses, **settings):
+    return EdgeFocusedDistillation(
+        student,
+        NoiseSchedule(250, 4e-4, 0.08),
+        DDIM(1),
+        losses,
+        {"name": "Adam", "lr": 1e-3},
+        VALIDATION,
+        teacher=teacher,
+        **settings,
+    )
+
+
+def golden_batch(values):
+    mask = (values["x"] + 1) / 2
+    return {
+        "image": values["g"],
+        "mask": mask,
+        "edge_distance": torch.stack([edge_distance(m) for m in mask]),
+    }
+
+
+CASES = {
+    "lite_isic": {
+        "l2": {"weight": 1},
+        "efkd": EFKD_ISIC,
+        "boundary": {"weight": 0.25, "gamma": 0.2},
+    },
+    "lite_ham": {
+        "l2": {"weight": 1},
+        "efkd": {**EFKD_ISIC, "edge_threshold": 0.6},
+        "boundary": {"weight": 0.2, "gamma": 0.2},
+    },
+    "misspelt_key": {"l2": {"weight": 0.5}, "boundary": {"weight": 0.25, "gamma": 0.2}},
+    "both_keys_coefficient_wins": {
+        "l2": {"weight": 0.5},
+        "boundary": {"weight": 0.25, "gamma": 0.2},
+    },
+    "no_coefficient_defaults_to_1": {
+        "l2": {"weight": 1},
+        "boundary": {"weight": 1, "gamma": 0.2},
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_combined_losses_match_the_reference(golden, golden_json, golden_network, case):
+    student, _ = golden_network("lite_3level_eca")
+    teacher, _ = golden_network("dsd_2level")
+    stored = golden_json("p_losses")["kd"][case]
+    values = golden("p_losses")
+    module = make_module(student, FrozenTeacher(teacher, "noise"), CASES[case])
+    total, terms = module.diffusion_losses(golden_batch(values), values["t"], values["noise"])
+    total.backward()
+
+    assert total.item() == pytest.approx(stored["total"], rel=2e-6)
+    for ours, theirs in (("l2", "l2"), ("boundary", "boundary"), ("efkd", "edge_focused_kd")):
+        if theirs in stored["parts"]:
+            assert terms[ours].item() == pytest.approx(stored["parts"][theirs], rel=2e-6)
+    norm = torch.stack([p.grad.norm() for p in student.parameters()]).norm()
+    assert norm.item() == pytest.approx(stored["grad_norm"], rel=1e-5)
+
+
+def test_a_single_distillation_term_keeps_its_weight(golden, golden_json, golden_network):
+    student, _ = golden_network("lite_3level_eca")
+    teacher, _ = golden_network("dsd_2level")
+    stored = golden_json("p_losses")["kd"]["single_efkd_coefficient_ignored"]
+    values = golden("p_losses")
+    module = make_module(student, FrozenTeacher(teacher, "noise"), {"efkd": EFKD_ISIC})
+    total, _ = module.diffusion_losses(golden_batch(values), values["t"], values["noise"])
+    assert total.item() == pytest.approx(0.25 * stored["total"], rel=2e-6)
+
+
+def test_golden_outputs_and_forward_process(golden, golden_network):
+    values = golden("p_losses")
+    schedule = NoiseSchedule(250, 4e-4, 0.08)
+    x_t = schedule.q_sample(values["x"], values["t"], values["noise"])
+    torch.testing.assert_close(x_t, values["xt"], rtol=0, atol=3e-6)
+    teacher, _ = golden_network("dsd_2level")
+    answer = FrozenTeacher(teacher, "noise")(x_t, values["g"], values["t"])
+    torch.testing.assert_close(answer, values["teacher_pred"], rtol=0, atol=1e-5)
+
+
+def test_teacher_is_frozen_and_outside_of_the_student(tiny_network):
+    network = copy.deepcopy(tiny_network)
+    teacher = FrozenTeacher(network, "noise")
+    module = make_module(tiny_network, teacher, {"efkd": EFKD_ISIC})
+    assert not any(p.requires_grad for p in network.parameters())
+    module.train()
+    assert not network.training
+    own = {id(p) for p in tiny_network.parameters()}
+    assert {id(p) for p in module.parameters()} == own
+    optimizer = module.configure_optimizers()
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == own
+    assert all(key.startswith("network.") for key in module.state_dict())
+    assert copy.deepcopy(module).teacher is teacher
+
+
+def test_teacher_is_not_asked_when_its_term_is_off(tiny_network):
+    def refuse(*arguments):
+        raise AssertionError("the teacher was asked")
+
+    teacher = FrozenTeacher(copy.deepcopy(tiny_network), "noise")
+    teacher.network.forward = refuse
+    mask = torch.zeros(1, 1, 8, 8)
+    batch = {"image": torch.rand(1, 3, 8, 8), "mask": mask, "edge_distance": mask}
+    arguments = (batch, torch.tensor([9]), torch.randn(mask.shape))
+    losses = {"l2": {"weight": 1}, "efkd": {**EFKD_ISIC, "weight": 0}}
+    make_module(tiny_network, teacher, losses).diffusion_losses(*arguments)
+    with pytest.raises(AssertionError, match="was asked"):
+        make_module(tiny_network, teacher, {"efkd": EFKD_ISIC}).diffusion_losses(*arguments)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("noise", "x0"), ("x0", "noise"), ("v", "x0")])
+@pytest.mark.parametrize("weighting", [True, False])
+def test_other_objectives_are_compared_in_the_students_space(tiny_network, theirs, ours, weighting):
+    teacher = FrozenTeacher(copy.deepcopy(tiny_network), theirs)
+    losses = {"efkd": {"weight": 1, "edge_weight": 5.0}}
+    module = make_module(tiny_network, teacher, losses, objective=ours, snr_weighting=weighting)
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., 4:10, 4:10] = 1
+    distance = torch.stack([edge_distance(m) for m in mask])
+    batch = {"image": torch.rand(2, 3, 16, 16), "mask": mask, "edge_distance": distance}
+    t, noise = torch.tensor([5, 249]), torch.randn(mask.shape)
+    total, _ = module.diffusion_losses(batch, t, noise)
+
+    schedule = module.schedule
+    x_t = schedule.q_sample(mask * 2 - 1, t, noise)
+    answer = teacher(x_t, batch["image"], t)
+    x0 = predict_x0(schedule, theirs, answer, x_t, t).clamp(-1, 1)
+    expected = efkd_loss(
+        tiny_network(x_t, batch["image"], t),
+        output_from_x0(schedule, ours, x0, x_t, t),
+        distance,
+        mask,
+        t,
+        250,
+        edge_weight=5.0,
+        sample_weight=snr(schedule, t).clamp(max=1) if weighting else None,
+    )
+    torch.testing.assert_close(total, expected)
+    if weighting:
+        assert snr(schedule, t)[1] < 1e-4, "large times count for almost nothing"
+
+
+def test_equal_objectives_are_neither_clamped_nor_weighted(tiny_network):
+    network = DermoSegDiff(**{"dim_x": 8, "dim_g": 8, "dim_mults": [1, 1]})
+    torch.nn.init.constant_(network.head.bias, 5.0)
+    module = make_module(tiny_network, FrozenTeacher(network, "x0"), {"efkd": {"weight": 1}},
+                         objective="x0")  # fmt: skip
+    mask = torch.zeros(1, 1, 8, 8)
+    batch = {"image": torch.rand(1, 3, 8, 8), "mask": mask}
+    extra = module.extra_loss_inputs(batch, mask, torch.tensor([249]), mask)
+    assert extra["sample_weight"] is None
+    assert extra["teacher"].max() > 1

@@ -1,0 +1,63 @@
+"""Checkpoints are read strictly, and nothing in them is executed."""
+
+import pickle
+
+import pytest
+import torch
+
+from common.errors import UserError
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
+
+
+class Malicious:
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+    def __init__(self, path):
+        self.path = str(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_files_that_are_none_are_refused(tmp_path, content):
+    path = tmp_path / "some.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"some.ckpt is damaged or no checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"teacher.checkpoint=.*gone.ckpt does not exist"):
+        load_checkpoint(tmp_path / "gone.ckpt", key="teacher.checkpoint")
+
+
+@pytest.mark.parametrize("value", [{"model": torch.zeros(2)}, [1, 2], torch.zeros(3)])
+def test_other_peoples_checkpoints_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="no state_dict and config"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda v, p: p.write_bytes(pickle.dumps(v))])
+def test_a_malicious_file_is_refused_without_being_executed(tmp_path, writer):
+    target = tmp_path / "executed"
+    path = tmp_path / "evil.ckpt"
+    writer({"state_dict": {}, "config": Malicious(target)}, path)
+    target.unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"evil.ckpt is damaged"):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+def test_a_network_is_looked_up_by_name_only():
+    checkpoint = {"state_dict": {}, "config": {"network": {"name": "os.system", "kwargs": {}}}}
+    with pytest.raises(UserError, match=r"network.name=os.system does not exist; choose one of"):
+        network_from_checkpoint(checkpoint, "x.ckpt", "ema", "checkpoint")
+
+
+def test_choice_of_weights():
+    checkpoint = {"state_dict": {"network.a": 1, "other": 2}}
+    assert network_weights(checkpoint, "ema", "teacher.weights") == {"a": 1}
+    with pytest.raises(UserError, match="teacher.weights=online is not in this checkpoint"):
+        network_weights(checkpoint, "online", "teacher.weights")
+    with pytest.raises(UserError, match="teacher.weights=best does not exist"):
+        network_weights(checkpoint, "best", "teacher.weights")

@@ -1,0 +1,62 @@
+"""The config of a checkpoint under the user's overrides."""
+
+import copy
+
+import pytest
+
+from common.errors import UserError
+from tasks.configuration import checkpoint_config
+
+
+@pytest.fixture
+def trained(make_config):
+    config = make_config(
+        "experiment=teacher_isic2018",
+        "paths.data=/somewhere/data",
+        "datamodule.image_size=64",
+        "sampler=ddim",
+        "sampler.num_steps=5",
+        "seed=3",
+    )
+    return copy.deepcopy(config)
+
+
+def test_everything_that_shapes_a_mask_is_as_trained(make_config, trained):
+    config = checkpoint_config(make_config("task=test", "checkpoint=x"), trained)
+    for group in ("network", "lightning_module", "schedule", "sampler"):
+        assert config[group] == trained[group]
+    assert config["datamodule"] == trained["datamodule"] | {"cache": config["paths"]["cache"]}
+    assert config["seed"] == 3
+
+
+def test_single_values_change_what_was_trained(make_config, trained):
+    config = checkpoint_config(
+        make_config(
+            "task=test",
+            "checkpoint=x",
+            "sampler.num_steps=2",
+            "datamodule.batch_size=7",
+            "paths.data=/elsewhere",
+            "seed=9",
+        ),
+        trained,
+    )
+    assert config["sampler"] == trained["sampler"] | {"num_steps": 2}
+    assert config["datamodule"]["batch_size"] == 7
+    assert config["datamodule"]["image_size"] == 64
+    assert config["datamodule"]["root"] == "/elsewhere/isic2018"
+    assert config["lightning_module"]["seed"] == config["seed"] == 9
+
+
+def test_a_chosen_group_replaces_the_trained_one(make_config, trained):
+    config = checkpoint_config(
+        make_config("task=test", "checkpoint=x", "sampler=ddpm", "datamodule=synthetic"), trained
+    )
+    assert config["sampler"]["name"] == "DDPM"
+    assert config["datamodule"]["name"] == "Synthetic"
+    assert config["datamodule"]["image_size"] == 64, "what the network was trained for"
+
+
+def test_a_missing_value_is_named(make_config):
+    with pytest.raises(UserError, match=r"teacher.experiment has no value"):
+        make_config("teacher=newest")

@@ -1,0 +1,99 @@
+"""Which teacher is taken, and when it is refused."""
+
+import json
+
+import pytest
+import torch
+
+from common.errors import UserError
+from tasks.build import build_network
+from tasks.teachers import find_teacher, load_teacher
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config("experiment=demo_efkd", "datamodule.image_size=16")
+
+
+def write_run(config, name, dice=0.9, status="finished", debug=False, size=16, **changes):
+    run = f"{config['paths']['runs']}/demo_teacher/{name}"
+    import pathlib
+
+    folder = pathlib.Path(run)
+    (folder / "checkpoints").mkdir(parents=True)
+    data = {"name": "Synthetic", "image_size": size}
+    results = {
+        "schema": 1,
+        "status": status,
+        "debug": debug,
+        "data": data,
+        "test": {"test/dice": dice},
+        **changes,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    network = build_network(config["network"])
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    online = {key: value + 1 for key, value in state.items()}
+    trained = {**config, "lightning_module": {"objective": "x0"}}
+    path = folder / "checkpoints" / "best.ckpt"
+    torch.save({"state_dict": state, "current_model_state": online, "config": trained}, path)
+    return path
+
+
+def test_the_newest_fitting_run_is_taken(config):
+    write_run(config, "2026-01-01")
+    newest = write_run(config, "2026-01-02")
+    write_run(config, "2026-01-03", status="running")
+    write_run(config, "2026-01-04", status="failed")
+    write_run(config, "2026-01-05", debug=True)
+    write_run(config, "2026-01-06", size=32)
+    write_run(config, "2026-01-07", data={"name": "ISIC2018", "image_size": 16})
+    write_run(config, "2026-01-08").unlink()
+    assert find_teacher(config) == newest
+
+
+def test_a_given_file_comes_first(config):
+    write_run(config, "2026-01-01")
+    config["teacher"]["checkpoint"] = "other.ckpt"
+    assert str(find_teacher(config)) == "other.ckpt"
+
+
+def test_none_is_an_error_with_the_command_that_makes_one(config):
+    with pytest.raises(UserError, match=r"run.py experiment=demo_teacher datamodule.image_size=16"):
+        find_teacher(config)
+
+
+def test_teacher_has_the_averaged_weights_unless_told_otherwise(config):
+    write_run(config, "2026-01-01", dice=0.87)
+    teacher, description = load_teacher(config)
+    assert description["objective"] == teacher.objective == "x0"
+    assert description["dice"] == 0.87
+    config["teacher"]["weights"] = "online"
+    online, _ = load_teacher(config)
+    for key, value in teacher.network.state_dict().items():
+        assert torch.equal(online.network.state_dict()[key], value + 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value"),
+    [
+        ("schedule", "num_timesteps", 100),
+        ("schedule", "mode", "cosine"),
+        ("datamodule", "image_size", 32),
+        ("datamodule", "normalization", "imagenet"),
+    ],
+)
+def test_a_teacher_trained_differently_is_refused(config, group, key, value):
+    config["teacher"]["checkpoint"] = str(write_run(config, "2026-01-01"))
+    config[group][key] = value
+    with pytest.raises(UserError, match=rf"best.ckpt was trained with {group}.*{key}"):
+        load_teacher(config)
+
+
+def test_weights_that_do_not_fit_are_refused(config):
+    path = write_run(config, "2026-01-01")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"].popitem()
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r"best.ckpt do not fit the network that it names"):
+        load_teacher(config)

@@ -1,0 +1,191 @@
+"""Every shipped experiment trains, validates, samples, stores and tests."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from tasks import fit
+from tasks import test as test_task
+
+EXPERIMENTS = sorted(
+    path.stem for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
+)
+TEACHER_OF = {"efkd_isic2018": "teacher_isic2018", "demo_efkd": "demo_teacher"}
+SMALL = ("datamodule.image_size=16", "sampler.ensemble=2")
+
+
+def data_of(experiment, isic_data):
+    if "demo" in experiment:
+        return ["datamodule.num_samples=20"]
+    return [f"paths.data={isic_data}"]
+
+
+@pytest.fixture
+def train(make_config, isic_data, tmp_path):
+    """Runs an experiment with `debug=fast` into a folder of `paths.runs`."""
+
+    def run(experiment, *overrides, folder=None):
+        config = make_config(
+            f"experiment={experiment}",
+            "debug=fast",
+            *SMALL,
+            *data_of(experiment, isic_data),
+            f"hydra.runtime.output_dir={tmp_path}/runs/{experiment}/{folder or 'now'}",
+            *overrides,
+        )
+        fit.run(config)
+        return Path(config["paths"]["run"])
+
+    return run
+
+
+def teacher_overrides(experiment, train):
+    if experiment not in TEACHER_OF:
+        return []
+    folder = train(TEACHER_OF[experiment])
+    return [f"teacher.checkpoint={folder}/checkpoints/best.ckpt"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_runs_and_leaves_its_records(experiment, train):
+    folder = train(experiment, *teacher_overrides(experiment, train))
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert left >= {
+        "config.yaml",
+        "splits.csv",
+        "metrics.csv",
+        "results.json",
+        "test_images.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "samples/step_0000001.png",
+        "samples/test.png",
+    }
+    assert not any(Path(name).name.startswith(".") for name in left), "nothing half-written"
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["status"] == "finished"
+    assert results["debug"] is True
+    assert results["experiment"] == experiment
+    assert results["calls_per_mask"] == 4
+    assert results["data"]["image_size"] == 16
+    assert results["network"]["params"] > 0
+    assert set(results["val"]) >= {"val/loss", "val/dice", "val/iou"}
+    assert set(results["test"]) >= {"test/dice", "test/iou", "test/pooled_f1"}
+    assert set(results["baselines"]) == {"otsu", "constant"}
+    if experiment in TEACHER_OF:
+        assert "val/loss/efkd" in results["val"]
+        assert results["teacher"]["objective"] == results["objective"]
+
+    rows = (folder / "test_images.csv").read_text().splitlines()
+    assert rows[0] == "id,dice,iou,lesion_pixels,predicted_pixels"
+    assert len(rows) == 1 + 2, "one batch of two images"
+
+    for name in ("best", "last"):
+        checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert checkpoint["config"]["network"].keys() >= {"name", "kwargs"}
+        assert set(checkpoint["state_dict"]) == set(checkpoint["current_model_state"])
+        assert all(key.startswith("network.") for key in checkpoint["state_dict"])
+
+
+def test_testing_again_gives_the_same_bits(train, make_config, tmp_path, isic_data):
+    folder = train("teacher_isic2018", "trainer.limit_test_batches=1.0")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    again = Path(config["paths"]["run"])
+    first = json.loads((folder / "results.json").read_text())
+    second = json.loads((again / "results.json").read_text())
+    assert second["test"] == first["test"]
+    assert second["baselines"] == first["baselines"]
+    assert second["data"] == first["data"]
+    assert second["sampler"] == first["sampler"]
+    assert (again / "test_images.csv").read_text() == (folder / "test_images.csv").read_text()
+
+
+def test_training_again_gives_the_same_bits(train):
+    one, two = (train("demo_teacher", folder=name) for name in ("one", "two"))
+    states = [
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["current_model_state"]
+        for f in (one, two)
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert (one / "metrics.csv").read_text() == (two / "metrics.csv").read_text()
+
+
+def test_a_test_takes_single_values_from_the_command_line(train, make_config, tmp_path):
+    folder = train("demo_teacher", "datamodule.limit_test=3")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        "sampler.num_steps=1",
+        "datamodule.batch_size=5",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    results = json.loads((tmp_path / "runs/test/now/results.json").read_text())
+    assert results["sampler"]["num_steps"] == 1
+    assert results["sampler"]["ensemble"] == 2, "as trained"
+    assert results["data"]["n_test"] == 3, "as trained"
+
+
+def test_a_teacher_can_be_tested_on_other_data(train, make_config, tmp_path, isic_data):
+    folder = train("demo_teacher")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        "datamodule=isic2018",
+        "datamodule.num_workers=0",
+        f"paths.data={isic_data}",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    results = json.loads((tmp_path / "runs/test/now/results.json").read_text())
+    assert results["data"]["name"] == "ISIC2018"
+    assert results["data"]["image_size"] == 16, "as trained"
+    assert results["data"]["n_test"] == 4
+
+
+def test_a_distilled_student_is_tested_without_its_teacher(train, make_config, tmp_path):
+    overrides = teacher_overrides("demo_efkd", train)
+    folder = train("demo_efkd", *overrides)
+    (Path(overrides[0].removeprefix("teacher.checkpoint="))).unlink()
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    first = json.loads((folder / "results.json").read_text())
+    second = json.loads((tmp_path / "runs/test/now/results.json").read_text())
+    assert second["network"] == first["network"]
+    assert second["data"] == first["data"]
+
+
+def test_a_failed_run_says_so(train, monkeypatch, tmp_path):
+    def fail(*arguments, **settings):
+        raise RuntimeError("the power went")
+
+    monkeypatch.setattr(fit, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="the power went"):
+        train("demo_teacher")
+    results = json.loads((tmp_path / "runs/demo_teacher/now/results.json").read_text())
+    assert results["status"] == "failed"
+
+
+def test_the_size_is_checked_before_the_data(make_config):
+    config = make_config("datamodule.image_size=30")
+    with pytest.raises(UserError, match="multiples of 8, such as 32x32"):
+        fit.run(config)

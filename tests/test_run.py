@@ -1,0 +1,69 @@
+"""The command line as a user meets it: mistakes are short messages and exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(tmp_path, *arguments):
+    return subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "run.py"),
+            "logger=csv",
+            f"paths.runs={tmp_path}/runs",
+            f"paths.cache={tmp_path}/cache",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment=nothing"], ["experiment/nothing", "teacher_isic2018"]),
+        (["datamodule.imagesize=32"], ["imagesize", "--cfg job"]),
+        (["experiment=teacher_isic2018", "paths.data=gone"], ["gone/isic2018", "paths.data"]),
+        (["task=test"], ["task=test needs checkpoint=<file>"]),
+        (["task=test", "checkpoint=gone.ckpt"], ["checkpoint=gone.ckpt does not exist"]),
+        (["experiment=demo_efkd"], ["python run.py experiment=demo_teacher"]),
+        (
+            ["experiment=demo_efkd", "teacher.checkpoint=gone.ckpt"],
+            ["teacher.checkpoint=gone.ckpt"],
+        ),
+        (["trainer.precision=16-odd"], ["precision"]),
+        (["sampler.num_steps=0"], ["sampler.num_steps=0"]),
+        (["trainer.max_epochs"], ["trainer.max_epochs"]),
+    ],
+)
+def test_mistakes_are_short_messages_before_any_training(tmp_path, arguments, expected):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    message = done.stderr.strip()
+    assert message.startswith("error: ")
+    for part in expected:
+        assert part in message
+    assert len(message) < 500
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.glob("runs/*/*/*")), "no run folder is left behind"
+
+
+def test_a_fast_run_and_a_test_in_a_fresh_process_agree(tmp_path):
+    done = run(tmp_path, "debug=fast", "datamodule.num_samples=20")
+    assert done.returncode == 0, done.stderr
+    assert "Network calls on one image" in done.stdout
+    (checkpoint,) = tmp_path.glob("runs/demo_teacher/*/checkpoints/best.ckpt")
+    again = run(tmp_path, "task=test", f"checkpoint={checkpoint}", "trainer.limit_test_batches=1")
+    assert again.returncode == 0, again.stderr
+    (first,) = tmp_path.glob("runs/demo_teacher/*/test_images.csv")
+    (second,) = tmp_path.glob("runs/test/*/test_images.csv")
+    assert first.read_text() == second.read_text()
