@@ -1,6 +1,7 @@
 """Augmentation policies from config, on top of albumentations (imported nowhere else)."""
 
 import os
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,9 @@ class Augmentation:
 
         The result depends on nothing but the inputs and `seed`.
         """
-        self._compose.set_random_seed(seed)
+        # One pair of generators for all transforms: `set_random_seed` would give each transform
+        # its own of the same seed, and two transforms of equal `p` would always fire together.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = self._compose(image=image, mask=mask)
         return result["image"], result["mask"]
 

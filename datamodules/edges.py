@@ -35,6 +35,8 @@ def edge_distance(mask: Array) -> Array:
     edges = cv2.Canny(lesion, 0, 0)
     if edges.any():
         distance = cv2.distanceTransform(255 - edges, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        # OpenCV's last bit depends on where the array lies in memory; squares are whole numbers.
+        distance = np.sqrt(np.rint(np.square(distance, dtype=np.float64))).astype(np.float32)
     else:
         distance = np.zeros(lesion.shape, dtype=np.float32)
     distance = distance.reshape(values.shape)

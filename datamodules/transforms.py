@@ -67,14 +67,14 @@ def resize_image(image: np.ndarray, size: int, antialias: bool) -> np.ndarray:
 
     With `antialias=False` the pixels are those of torchvision 0.15, which the references pin.
     """
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
     resized = F.resize(tensor, [size, size], F.InterpolationMode.BILINEAR, antialias=antialias)
     return resized.permute(1, 2, 0).contiguous().numpy()
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Squash a mask `(H, W)` to `(size, size)`, nearest neighbour."""
-    tensor = torch.from_numpy(np.ascontiguousarray(mask))[None]
+    tensor = torch.from_numpy(mask.copy())[None]
     return F.resize(tensor, [size, size], F.InterpolationMode.NEAREST)[0].numpy()
 
 

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger
 
@@ -28,24 +29,34 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
     """Build the Trainer from the `trainer`, `callbacks` and `logger` groups.
 
     Raises:
-        UserError: Lightning refuses an argument.
+        UserError: the Trainer, a callback or a logger refuses an argument.
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("WANDB_SILENT", "true")
-    callbacks = [instantiate(c) for c in (config["callbacks"] or {}).values() if c]
-    loggers = [instantiate(c) for c in (config["logger"] or {}).values() if c]
-    try:
-        trainer = instantiate(
-            config["trainer"],
-            callbacks=[*callbacks, ConfigRecord(config)],
-            logger=loggers,
-        )
-    except Exception as error:
-        # Hydra wraps whatever the Trainer says of its arguments.
-        raise UserError(f"trainer is refused by Lightning: {error}") from error
+    callbacks = [
+        _instantiate(settings, f"callbacks.{name}")
+        for name, settings in (config["callbacks"] or {}).items()
+        if settings
+    ]
+    loggers = [
+        _instantiate(settings, f"logger.{name}")
+        for name, settings in (config["logger"] or {}).items()
+        if settings
+    ]
+    trainer = _instantiate(
+        config["trainer"], "trainer", callbacks=[*callbacks, ConfigRecord(config)], logger=loggers
+    )
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(config)
     return trainer
+
+
+def _instantiate(settings: dict[str, Any], key: str, **arguments: Any) -> Any:
+    try:
+        return instantiate(settings, **arguments)
+    except InstantiationException as error:
+        reason = error.__cause__ or error
+        raise UserError(f"{key} is refused by {settings['_target_']}: {reason}") from error

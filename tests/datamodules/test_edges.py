@@ -42,6 +42,13 @@ def test_masks_without_edge_give_zeros(value):
     assert edge_distance(np.full((8, 8), value, np.uint8)).max() == 0
 
 
+def test_distances_are_exact_to_the_last_bit():
+    mask = np.random.default_rng(0).random((61, 47)) > 0.97
+    distance = edge_distance(mask)
+    squares = np.rint(distance.astype(np.float64) ** 2)
+    assert np.array_equal(distance, np.sqrt(squares).astype(np.float32))
+
+
 def test_a_lesion_cut_by_the_border_has_no_edge_there():
     mask = np.zeros((20, 20), np.uint8)
     mask[:, :10] = 1

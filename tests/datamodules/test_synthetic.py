@@ -1,8 +1,5 @@
 """Made-up images: deterministic, hard for a threshold, exact in their masks."""
 
-import functools
-import operator
-
 import numpy as np
 
 from datamodules import Synthetic
@@ -46,4 +43,4 @@ def test_splits_are_disjoint_and_the_seed_keeps_the_content(tmp_path):
     assert one.split_sha == two.split_sha
     assert one.cache == two.cache
     assert [len(one.datasets[p]) for p in ("train", "val", "test")] == [14, 2, 4]
-    assert len(set(functools.reduce(operator.iadd, (one.datasets[p].ids for p in one.datasets), []))) == 20
+    assert len({sample for dataset in one.datasets.values() for sample in dataset.ids}) == 20

@@ -28,7 +28,7 @@ def test_buffers_match_the_reference(golden, manifest):
             # The reference accumulates in float32, where 1 - x loses digits; hence the absolute
             # tolerance beside the relative one.
             torch.testing.assert_close(
-                getattr(schedule, name), values[f"{case['key']}_{name}"], rtol=5e-6, atol=1e-7
+                getattr(schedule, name), values[f"{case['key']}_{name}"], rtol=1e-5, atol=2e-6
             )
         assert schedule.alphas_cumprod[-1].item() == pytest.approx(case["abar_T"], rel=2e-6)
 
