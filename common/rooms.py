@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Iterable
+from inspect import isabstract
 from typing import Any
 
 from common.errors import UserError
@@ -13,7 +14,7 @@ __all__ = ["export_public_names", "look_up"]
 def export_public_names(
     package: str, path: Iterable[str], namespace: dict[str, Any], base: type
 ) -> list[str]:
-    """Import every module of a package and re-export the subclasses of `base` it makes public.
+    """Import every module of a package and re-export the concrete classes it makes public.
 
     Args:
         package: dotted name of the package (its `__name__`).
@@ -31,7 +32,7 @@ def export_public_names(
         module = importlib.import_module(f"{package}.{module_info.name}")
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
-            if isinstance(value, type) and issubclass(value, base):
+            if isinstance(value, type) and issubclass(value, base) and not isabstract(value):
                 namespace[name] = value
                 names.append(name)
     return sorted(names)

@@ -18,7 +18,8 @@ from datamodules.loading import EpochSampler, SegmentationDataset
 from datamodules.splits import PARTS, proportional_split, split_sha, spread
 from datamodules.transforms import NORMALIZATIONS, read_image, read_mask
 
-__all__ = ["FileSample", "SegmentationDataModule", "pair_files"]
+# Not the base class: what is listed here can be chosen as a datamodule.
+__all__ = ["FileSample", "pair_files"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
@@ -182,6 +183,7 @@ class SegmentationDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
             # Starting to load must not draw from the generator that training may use.
             generator=torch.Generator().manual_seed(self.seed),
             persistent_workers=self.num_workers > 0,

@@ -83,6 +83,11 @@ class DiffusionSegmentation(L.LightningModule):
             raise UserError(
                 f"lightning_module.t_min={t_min} must lie in [0, {schedule.num_timesteps})."
             )
+        for key, value in validation.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(
+                    f"lightning_module.validation.{key}={value} must be a whole number, at least 1."
+                )
         # Converting zeros refuses an unknown objective before anything is trained.
         probe = torch.zeros(1, 1, 1, 1)
         training_target(schedule, objective, probe, probe, torch.zeros(1, dtype=torch.int64))
@@ -130,17 +135,16 @@ class DiffusionSegmentation(L.LightningModule):
         mask = batch["mask"]
         x0 = mask * 2 - 1
         x_t = self.schedule.q_sample(x0, t, noise)
-        output = self.network(x_t, batch["image"], t)
-        with torch.autocast(self.device.type, enabled=False):
-            inputs = {
-                "prediction": output.float(),
-                "target": training_target(self.schedule, self.objective, x0, noise, t),
-                "edge_distance": batch["edge_distance"],
-                "mask": mask,
-                "t": t,
-                "num_timesteps": self.schedule.num_timesteps,
-            }
-        inputs |= self.extra_loss_inputs(batch, x_t, t, inputs["prediction"])
+        output = self.network(x_t, batch["image"], t).float()
+        inputs = {
+            "prediction": output,
+            "target": training_target(self.schedule, self.objective, x0, noise, t),
+            "edge_distance": batch["edge_distance"],
+            "mask": mask,
+            "t": t,
+            "num_timesteps": self.schedule.num_timesteps,
+            **self.extra_loss_inputs(batch, x_t, t, output),
+        }
         with torch.autocast(self.device.type, enabled=False):
             return self.losses(**inputs)
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_modules.diffusion import DiffusionSegmentation
@@ -55,9 +54,8 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
         answer = self.teacher(x_t, batch["image"], t).float()
         weight = None
         if self.teacher.objective != self.objective:
-            with torch.autocast(self.device.type, enabled=False):
-                x0 = predict_x0(self.schedule, self.teacher.objective, answer, x_t, t).clamp(-1, 1)
-                answer = output_from_x0(self.schedule, self.objective, x0, x_t, t)
-                if self.snr_weighting:
-                    weight = snr(self.schedule, t).clamp(max=1)
+            x0 = predict_x0(self.schedule, self.teacher.objective, answer, x_t, t).clamp(-1, 1)
+            answer = output_from_x0(self.schedule, self.objective, x0, x_t, t)
+            if self.snr_weighting:
+                weight = snr(self.schedule, t).clamp(max=1)
         return {"student": output, "teacher": answer, "sample_weight": weight}

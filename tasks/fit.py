@@ -7,10 +7,16 @@ import lightning as L
 
 from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
 from tasks.records import RunRecord
-from tasks.screen import print_config, print_plan, print_results, print_teacher
+from tasks.screen import (
+    print_config,
+    print_network,
+    print_plan,
+    print_results,
+    print_teacher,
+)
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
-from tasks.training import build_trainer
+from tasks.training import build_trainer, log_config
 
 __all__ = ["run"]
 
@@ -38,8 +44,10 @@ def run(config: dict[str, Any]) -> None:
     if description:
         record.results["teacher"] = description
     with record.running():
+        log_config(trainer, config)
         if trainer.is_global_zero:
             print_config(config)
+            print_network(network, record.results["network"], datamodule.image_size)
             print_plan(module, datamodule)
             if description:
                 print_teacher(description)

@@ -8,8 +8,9 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
+from torch import nn
 
-__all__ = ["print_config", "print_plan", "print_results", "print_teacher"]
+__all__ = ["print_config", "print_network", "print_plan", "print_results", "print_teacher"]
 
 _SHOWN = (
     "task",
@@ -63,6 +64,23 @@ def print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> 
     )
 
 
+def print_network(network: nn.Module, description: Mapping[str, Any], image_size: int) -> None:
+    """Print the parts of a network with their parameters, and what one call costs."""
+    table = Table(title=f"{description['name']} at {image_size} px")
+    table.add_column("part")
+    table.add_column("type")
+    table.add_column("parameters", justify="right")
+    for name, part in network.named_children():
+        table.add_row(name, type(part).__name__, f"{_count(part):,}")
+    table.add_section()
+    table.add_row("all", f"{description['gmac']:.3f} GMAC a call", f"{description['params']:,}")
+    console.print(table)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def print_teacher(description: Mapping[str, Any]) -> None:
     """Print which teacher was chosen."""
     dice = description["dice"]
@@ -77,11 +95,12 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print the scores of a run, what it compares with, and where it left its files."""
     scores = results["test"] or {}
     title = f"{results['experiment']}: {results['data']['n_test']} test images"
-    table = Table(title=title, caption=f"Run folder: {folder}", caption_justify="left")
+    table = Table(title=title)
     table.add_column("score")
-    table.add_column("value", justify="right")
+    table.add_column("value", overflow="fold")
     for key, value in scores.items():
         table.add_row(key, f"{value:.4f}")
+    table.add_row("run folder", _short(folder), style="bold")
     console.print(table)
 
     table = Table(title="Mean Dice of a test image")
@@ -95,6 +114,11 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     for name, dice in (results.get("baselines") or {}).items():
         table.add_row(_BASELINES[name], "-", "-", "-", f"{dice:.4f}")
     console.print(table)
+
+
+def _short(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
 def _add_network(table: Table, role: str, results: Mapping[str, Any], dice: float | None) -> None:

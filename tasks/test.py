@@ -12,8 +12,8 @@ from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
 from tasks.configuration import checkpoint_config
 from tasks.records import RunRecord
-from tasks.screen import print_config, print_plan, print_results
-from tasks.training import build_trainer
+from tasks.screen import print_config, print_network, print_plan, print_results
+from tasks.training import build_trainer, log_config
 
 __all__ = ["evaluate", "run"]
 
@@ -42,8 +42,10 @@ def run(config: dict[str, Any]) -> None:
 
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     with record.running():
+        log_config(trainer, config)
         if trainer.is_global_zero:
             print_config(config)
+            print_network(network, record.results["network"], datamodule.image_size)
             print_plan(module, datamodule)
         record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"])))
     if trainer.is_global_zero:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from common.errors import UserError
 from lightning_modules.callbacks import ConfigRecord
 
-__all__ = ["build_trainer"]
+__all__ = ["build_trainer", "log_config"]
 
 # What Lightning says on every run and a user can do nothing about.
 _NOISE = (
@@ -34,6 +35,8 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     os.environ.setdefault("WANDB_SILENT", "true")
+    # W&B keeps the pictures of an offline run's tables in the home folder unless told otherwise.
+    os.environ["WANDB_DATA_DIR"] = str(Path(config["paths"]["run"]) / "wandb")
     callbacks = [
         _instantiate(settings, f"callbacks.{name}")
         for name, settings in (config["callbacks"] or {}).items()
@@ -44,14 +47,17 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
         for name, settings in (config["logger"] or {}).items()
         if settings
     ]
-    trainer = _instantiate(
+    return _instantiate(
         config["trainer"], "trainer", callbacks=[*callbacks, ConfigRecord(config)], logger=loggers
     )
+
+
+def log_config(trainer: L.Trainer, config: dict[str, Any]) -> None:
+    """Hand the config to the loggers that show one; the run folder has it as a file."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):
                 logger.log_hyperparams(config)
-    return trainer
 
 
 def _instantiate(settings: dict[str, Any], key: str, **arguments: Any) -> Any:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: mistakes are short messages and exit code 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -48,13 +49,28 @@ def test_mistakes_are_short_messages_before_any_training(tmp_path, arguments, ex
     done = run(tmp_path, *arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    message = done.stderr.strip()
+    message = done.stderr.strip().splitlines()[-1]
     assert message.startswith("error: ")
     for part in expected:
         assert part in message
     assert len(message) < 500
     assert not list(tmp_path.rglob("*.ckpt"))
     assert not list(tmp_path.glob("runs/*/*/*")), "no run folder is left behind"
+
+
+def test_the_default_logger_works_offline_and_keeps_its_pictures(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    done = run(tmp_path, "debug=fast", "logger=wandb", "datamodule.num_samples=20")
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/demo_teacher/*/wandb")
+    assert list(folder.glob("offline-run-*/run-*.wandb"))
+    tables = list(folder.glob("offline-run-*/files/media/table/*/samples*.json"))
+    assert len(tables) == 2, "validation and test"
+    columns = json.loads(tables[0].read_text())["columns"]
+    assert columns == ["id", "image", "truth", "sample", "overlay"]
+    staged = [p for p in folder.rglob("*") if p.is_file() and p.read_bytes()[1:4] == b"PNG"]
+    assert len(staged) == 2 * 2 * 4, "two images of four pictures in each table"
 
 
 def test_a_fast_run_and_a_test_in_a_fresh_process_agree(tmp_path):

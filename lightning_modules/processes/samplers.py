@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import UserError
 from lightning_modules.processes.schedule import NoiseSchedule
 
-__all__ = ["DDIM", "DDPM", "Sampler", "SamplerStep"]
+__all__ = ["DDIM", "DDPM"]
 
 
 @dataclass

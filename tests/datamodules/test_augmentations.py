@@ -7,6 +7,12 @@ import yaml
 from common.errors import UserError
 from datamodules.augmentations import Augmentation
 
+FLIPS = [
+    {"name": "HorizontalFlip", "p": 0.5},
+    {"name": "VerticalFlip", "p": 0.5},
+    {"name": "RandomRotate90", "p": 0.5},
+]
+
 
 @pytest.fixture
 def picture():
@@ -15,10 +21,28 @@ def picture():
     return np.repeat(mask[..., None] * 200, 3, axis=2), mask
 
 
-def test_the_light_policy_moves_image_and_mask_together(picture, make_config):
+def test_the_light_policy_moves_image_and_mask_together(make_config):
     augmentation = Augmentation(**make_config("augmentation=light")["augmentation"])
+    mask = np.zeros((96, 96), np.uint8)
+    mask[36:60, 40:56] = 1
+    # Where the image is the mask itself, it must stay so but for a blurred border.
+    image = np.repeat(mask[..., None] * 255, 3, axis=2)
+    agreement, zoom = [], []
+    for seed in range(60):
+        moved, moved_mask = augmentation(image, mask, seed)
+        assert set(np.unique(moved_mask)) <= {0, 1}
+        assert moved.shape == image.shape
+        agreement.append(((moved.mean(axis=2) > 127) == moved_mask).mean())
+        zoom.append(moved_mask.sum() / mask.sum())
+    assert min(agreement) > 0.98
+    assert min(zoom) < 0.8
+    assert max(zoom) > 3
+
+
+def test_transforms_of_equal_probability_fire_independently(picture):
+    augmentation = Augmentation(FLIPS)
     image, mask = picture
-    results = [augmentation(image, mask, seed) for seed in range(40)]
+    results = [augmentation(image, mask, seed) for seed in range(60)]
     assert all(np.array_equal(i[..., 0], m * 200) for i, m in results)
     assert len({m.tobytes() for _, m in results}) == 8, "the eight symmetries of a square"
 

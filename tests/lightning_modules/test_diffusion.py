@@ -282,6 +282,13 @@ def test_mistakes_are_named_at_once(tiny_network, settings, message):
         make_module(tiny_network, **settings)
 
 
+@pytest.mark.parametrize("key", VALIDATION)
+def test_validation_numbers_are_checked(tiny_network, monkeypatch, key):
+    monkeypatch.setitem(VALIDATION, key, 0)
+    with pytest.raises(UserError, match=rf"validation.{key}=0"):
+        make_module(tiny_network)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [

@@ -1,0 +1,55 @@
+"""Pictures of sampled masks: what is drawn, and when."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.pictures import PREDICTION_COLOUR, TRUTH_COLOUR
+from lightning_modules.callbacks import Pictures
+
+
+def make_trainer(step=7):
+    return SimpleNamespace(is_global_zero=True, sanity_checking=False, global_step=step, loggers=[])
+
+
+def make_batch(count, size=64):
+    mask = torch.zeros(count, 1, size, size)
+    mask[..., 10:30, 10:30] = 1
+    return {"image": torch.zeros(count, 3, size, size), "mask": mask, "id": list("abc")[:count]}
+
+
+def draw(tmp_path, num_images, batch, outputs, batches=1):
+    callback, trainer = Pictures(tmp_path, num_images), make_trainer()
+    callback.on_validation_start(trainer, None)
+    for index in range(batches):
+        callback.on_validation_batch_end(trainer, None, outputs, batch, index)
+    callback.on_validation_end(trainer, None)
+    return tmp_path / "samples" / "step_0000007.png"
+
+
+def test_a_row_shows_image_truth_sample_and_both_outlines(tmp_path):
+    batch = make_batch(1)
+    probability = torch.zeros_like(batch["mask"])
+    probability[..., 10:30, 40:60] = 0.8
+    path = draw(tmp_path, 4, batch, {"probability": probability})
+    picture = np.asarray(Image.open(path)).astype(int)
+    assert picture.shape == (128, 4 * 128 + 6, 3), "64 px are shown twice as large"
+    image, truth, sample, overlay = (picture[:, k * 130 : k * 130 + 128] for k in range(4))
+    assert image.max() == 0
+    assert (truth[:, :, 0] == 255).sum() == (2 * 20) ** 2
+    assert set(np.unique(sample)) == {0, int(0.8 * 255)}
+    assert (overlay == TRUTH_COLOUR).all(-1)[20:60, 20].all()
+    assert (overlay == PREDICTION_COLOUR).all(-1)[20:60, 80].all()
+
+
+def test_at_most_the_asked_number_of_rows_is_drawn(tmp_path):
+    batch = make_batch(3)
+    path = draw(tmp_path, 5, batch, {"probability": batch["mask"]}, batches=2)
+    assert Image.open(path).height == 5 * 128 + 4 * 2
+
+
+def test_batches_without_samples_draw_nothing(tmp_path):
+    assert not draw(tmp_path, 5, make_batch(2), {}).exists()
+    assert not draw(tmp_path, 0, make_batch(2), {"probability": make_batch(2)["mask"]}).exists()
