@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test lint install clean
 
 install: $(VENV)/installed
 
@@ -19,10 +19,7 @@ demo: install
 	$(BIN)/python run.py experiment=demo_efkd
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

@@ -109,7 +109,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.normalization = normalization
         self.antialias = antialias
         self.limit_test = limit_test
-        self._samples: list[Sample] | None = None
+        self.datasets: dict[str, SegmentationDataset] = {}
 
     @abstractmethod
     def find_samples(self) -> list[Sample]:
@@ -125,7 +125,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and divide the samples; runs in every process."""
-        if self._samples is not None:
+        if self.datasets:
             return
         samples, self.cache = self._load()
         ids = [sample.id for sample in samples]
@@ -137,7 +137,6 @@ class SegmentationDataModule(L.LightningDataModule):
         )
         self.split_sha = split_sha(ids, list(self.parts.values()))
         self.datasets = {part: self._dataset(part, ids) for part in PARTS}
-        self._samples = samples
 
     def _load(self) -> tuple[list[Sample], Any]:
         samples = sorted(self.find_samples(), key=lambda sample: sample.id)
@@ -161,23 +160,21 @@ class SegmentationDataModule(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True, pad=True)
+        return self._loader("train", seed=self.seed, shuffle=True, pad=True)
 
     def val_dataloader(self) -> DataLoader:
-        # A fixed random order: its beginning is the subset on which masks are sampled.
+        # One random order for all runs: its beginning is the subset on which masks are sampled.
         return self._loader("val", permuted=True)
 
     def test_dataloader(self) -> DataLoader:
         return self._loader("test")
 
-    def _loader(self, part: str, **order: bool) -> DataLoader:
+    def _loader(self, part: str, **order: Any) -> DataLoader:
         dataset = self.datasets[part]
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        sampler = EpochSampler(
-            len(dataset), seed=self.seed, rank=rank, world_size=world_size, **order
-        )
+        sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -9,6 +9,7 @@ variant with efficient channel attention.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -275,8 +276,8 @@ class LiteDermoSegDiff(DermoSegDiff):
     """The student of EFKD: the same graph with fewer levels and optional channel attention.
 
     Args:
-        dim_x, dim_g, ...: as in `DermoSegDiff`, with three levels by default.
-        use_eca: efficient channel attention in every residual block.
+        arguments, settings: those of `DermoSegDiff`; `use_eca` acts here.
+        dim_mults: three levels by default.
         use_separable_conv: dead in the reference; only `False` is accepted.
 
     Raises:
@@ -287,41 +288,17 @@ class LiteDermoSegDiff(DermoSegDiff):
 
     def __init__(
         self,
-        dim_x: int,
-        dim_g: int,
-        channels_x: int = 1,
-        channels_g: int = 3,
-        init_dim: int | None = None,
-        out_dim: int | None = None,
+        *arguments: Any,
         dim_mults: Sequence[int] = (1, 2, 4),
-        dim_x_mults: Sequence[int] | None = None,
-        dim_g_mults: Sequence[int] | None = None,
-        resnet_block_groups: int = 4,
-        use_eca: bool = False,
         use_separable_conv: bool = False,
-        attention_heads: int = 4,
-        attention_head_dim: int = 32,
+        **settings: Any,
     ) -> None:
         if use_separable_conv:
             raise UserError(
                 "use_separable_conv=true has no effect in the published code and is not "
                 "implemented; set it to false."
             )
-        super().__init__(
-            dim_x,
-            dim_g,
-            channels_x,
-            channels_g,
-            init_dim,
-            out_dim,
-            dim_mults,
-            dim_x_mults,
-            dim_g_mults,
-            resnet_block_groups,
-            use_eca,
-            attention_heads,
-            attention_head_dim,
-        )
+        super().__init__(*arguments, dim_mults=dim_mults, **settings)
 
 
 def _transition(in_channels: int, out_channels: int, last: bool) -> nn.Module:

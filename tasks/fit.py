@@ -7,13 +7,7 @@ import lightning as L
 
 from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
 from tasks.records import RunRecord
-from tasks.screen import (
-    print_config,
-    print_network,
-    print_plan,
-    print_results,
-    print_teacher,
-)
+from tasks.screen import print_results, print_start
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
 from tasks.training import build_trainer, log_config
@@ -46,11 +40,7 @@ def run(config: dict[str, Any]) -> None:
     with record.running():
         log_config(trainer, config)
         if trainer.is_global_zero:
-            print_config(config)
-            print_network(network, record.results["network"], datamodule.image_size)
-            print_plan(module, datamodule)
-            if description:
-                print_teacher(description)
+            print_start(config, network, record.results, module, datamodule)
         trainer.fit(module, datamodule=datamodule)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         record.add(val={k: v for k, v in metrics.items() if k.startswith("val/")})

@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 from torch import nn
 
-__all__ = ["print_config", "print_network", "print_plan", "print_results", "print_teacher"]
+__all__ = ["print_results", "print_start"]
 
 _SHOWN = (
     "task",
@@ -28,7 +29,22 @@ _BASELINES = {"otsu": "Otsu's threshold", "constant": "best constant mask"}
 console = Console()
 
 
-def print_config(config: Mapping[str, Any]) -> None:
+def print_start(
+    config: Mapping[str, Any],
+    network: nn.Module,
+    results: Mapping[str, Any],
+    module: L.LightningModule,
+    datamodule: L.LightningDataModule,
+) -> None:
+    """Print what is about to run: config, network, data and the number of network calls."""
+    _print_config(config)
+    _print_network(network, results["network"], datamodule.image_size)
+    _print_plan(module, datamodule)
+    if "teacher" in results:
+        _print_teacher(results["teacher"])
+
+
+def _print_config(config: Mapping[str, Any]) -> None:
     """Print the groups of a config as a tree."""
     tree = Tree("config")
     for group in _SHOWN:
@@ -42,10 +58,10 @@ def _grow(tree: Tree, key: str, value: Any) -> None:
         for name, item in value.items():
             _grow(branch, name, item)
     else:
-        tree.add(f"{key}: [cyan]{str(value).replace('[', chr(92) + '[')}[/cyan]")
+        tree.add(f"{key}: [cyan]{escape(str(value))}[/cyan]")
 
 
-def print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
+def _print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
     """Print the sizes of the split and how many network calls validation and test will make."""
     sizes = {part: len(dataset) for part, dataset in datamodule.datasets.items()}
     validation, test = module.network_calls(sizes["val"], sizes["test"])
@@ -64,7 +80,7 @@ def print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> 
     )
 
 
-def print_network(network: nn.Module, description: Mapping[str, Any], image_size: int) -> None:
+def _print_network(network: nn.Module, description: Mapping[str, Any], image_size: int) -> None:
     """Print the parts of a network with their parameters, and what one call costs."""
     table = Table(title=f"{description['name']} at {image_size} px")
     table.add_column("part")
@@ -81,7 +97,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def print_teacher(description: Mapping[str, Any]) -> None:
+def _print_teacher(description: Mapping[str, Any]) -> None:
     """Print which teacher was chosen."""
     dice = description["dice"]
     console.print(

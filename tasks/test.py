@@ -12,7 +12,7 @@ from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
 from tasks.configuration import checkpoint_config
 from tasks.records import RunRecord
-from tasks.screen import print_config, print_network, print_plan, print_results
+from tasks.screen import print_results, print_start
 from tasks.training import build_trainer, log_config
 
 __all__ = ["evaluate", "run"]
@@ -44,9 +44,7 @@ def run(config: dict[str, Any]) -> None:
     with record.running():
         log_config(trainer, config)
         if trainer.is_global_zero:
-            print_config(config)
-            print_network(network, record.results["network"], datamodule.image_size)
-            print_plan(module, datamodule)
+            print_start(config, network, record.results, module, datamodule)
         record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"])))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)

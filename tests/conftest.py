@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,25 @@ def isic_data(tmp_path_factory) -> Path:
     data = tmp_path_factory.mktemp("data")
     write_isic2018(data / "isic2018", 20)
     return data
+
+
+@pytest.fixture
+def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
+    """Makes a silent Trainer on the CPU that leaves nothing behind."""
+
+    def make(**settings: Any) -> L.Trainer:
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**{**quiet, **settings})
+
+    return make
 
 
 def write_isic2018(root: Path, count: int) -> None:

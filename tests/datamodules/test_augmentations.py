@@ -7,12 +7,6 @@ import yaml
 from common.errors import UserError
 from datamodules.augmentations import Augmentation
 
-FLIPS = [
-    {"name": "HorizontalFlip", "p": 0.5},
-    {"name": "VerticalFlip", "p": 0.5},
-    {"name": "RandomRotate90", "p": 0.5},
-]
-
 
 @pytest.fixture
 def picture():
@@ -39,8 +33,8 @@ def test_the_light_policy_moves_image_and_mask_together(make_config):
     assert max(zoom) > 3
 
 
-def test_transforms_of_equal_probability_fire_independently(picture):
-    augmentation = Augmentation(FLIPS)
+def test_transforms_of_equal_probability_fire_independently(picture, make_config):
+    augmentation = Augmentation(**make_config("augmentation=flips")["augmentation"])
     image, mask = picture
     results = [augmentation(image, mask, seed) for seed in range(60)]
     assert all(np.array_equal(i[..., 0], m * 200) for i, m in results)

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import lightning as L
 import pytest
 import torch
 
@@ -58,19 +57,6 @@ def loader(batches):
     )
 
 
-def make_trainer(tmp_path, **settings):
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-        **settings,
-    )
-
-
 TEACHER_CASES = {
     "lite_isic": {"l2": 1.0, "boundary": 0.25},
     "lite_ham": {"l2": 1.0, "boundary": 0.2},
@@ -112,7 +98,7 @@ def test_a_single_term_keeps_its_weight(golden, golden_json, golden_network):
     assert total.item() == pytest.approx(0.1 * stored["total"], rel=2e-6)
 
 
-def test_training_times_respect_the_lower_bound(tiny_network, tmp_path, monkeypatch):
+def test_training_times_respect_the_lower_bound(tiny_network, make_trainer, monkeypatch):
     for t_min in (0, 1):
         module = make_module(copy.deepcopy(tiny_network), t_min=t_min)
         module.schedule = NoiseSchedule(4, 0.1, 0.2)
@@ -124,16 +110,16 @@ def test_training_times_respect_the_lower_bound(tiny_network, tmp_path, monkeypa
             return original(batch, t, noise)
 
         monkeypatch.setattr(module, "diffusion_losses", spy)
-        trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+        trainer = make_trainer(max_epochs=1, limit_val_batches=0)
         trainer.fit(module, loader([make_batch(8, first=i) for i in range(4)]))
         assert set(seen) == set(range(t_min, 4))
 
 
-def test_training_repeats_exactly_and_depends_on_the_seed(tiny_network, tmp_path):
+def test_training_repeats_exactly_and_depends_on_the_seed(tiny_network, make_trainer):
     def train(seed):
         torch.manual_seed(torch.seed() % 1000)  # The global generator must not matter.
         module = make_module(copy.deepcopy(tiny_network), seed=seed)
-        trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+        trainer = make_trainer(max_epochs=1, limit_val_batches=0)
         trainer.fit(module, loader([make_batch(2, first=i) for i in range(3)]))
         return torch.cat([p.detach().flatten() for p in module.network.parameters()])
 
@@ -142,9 +128,9 @@ def test_training_repeats_exactly_and_depends_on_the_seed(tiny_network, tmp_path
     assert not torch.equal(first, train(seed=1))
 
 
-def test_validation_repeats_exactly_and_disturbs_nothing(tiny_network, tmp_path):
+def test_validation_repeats_exactly_and_disturbs_nothing(tiny_network, make_trainer):
     module = make_module(tiny_network)
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer()
     batches = [make_batch(2), make_batch(2, first=2)]
     state = torch.get_rng_state()
     first = trainer.validate(module, loader(batches), verbose=False)[0]
@@ -154,9 +140,9 @@ def test_validation_repeats_exactly_and_disturbs_nothing(tiny_network, tmp_path)
     assert math.isfinite(first["val/loss"])
 
 
-def test_validation_does_not_depend_on_the_batch_size(tiny_network, tmp_path):
+def test_validation_does_not_depend_on_the_batch_size(tiny_network, make_trainer):
     module = make_module(tiny_network)
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer()
     whole = make_batch(6)
     parts = [{k: v[i : i + 2] for k, v in whole.items()} for i in (0, 2, 4)]
     one = trainer.validate(module, loader([whole]), verbose=False)[0]
@@ -164,9 +150,9 @@ def test_validation_does_not_depend_on_the_batch_size(tiny_network, tmp_path):
     assert one == pytest.approx(three, rel=1e-5)
 
 
-def test_masks_are_sampled_for_the_subset_only(tiny_network, tmp_path):
+def test_masks_are_sampled_for_the_subset_only(tiny_network, make_trainer):
     module = make_module(tiny_network)
-    make_trainer(tmp_path).validate(
+    make_trainer().validate(
         module,
         loader([make_batch(2), make_batch(2, first=2), make_batch(2, first=4)]),
         verbose=False,
@@ -175,7 +161,7 @@ def test_masks_are_sampled_for_the_subset_only(tiny_network, tmp_path):
     module.predict = lambda batch, ensemble: (
         sampled.extend(batch["id"]) or {"probability": torch.zeros_like(batch["mask"])}
     )
-    make_trainer(tmp_path).validate(
+    make_trainer().validate(
         module,
         loader([make_batch(2), make_batch(2, first=2), make_batch(2, first=4)]),
         verbose=False,
@@ -183,13 +169,13 @@ def test_masks_are_sampled_for_the_subset_only(tiny_network, tmp_path):
     assert sampled == ["sample_0", "sample_1", "sample_2"]
 
 
-def test_announced_network_calls_are_the_calls_made(tiny_network, tmp_path):
+def test_announced_network_calls_are_the_calls_made(tiny_network, make_trainer):
     module = make_module(tiny_network, sampler=DDIM(3, ensemble=2))
     calls = []
     tiny_network.register_forward_hook(lambda m, inputs, out: calls.append(len(out)))
     batches = [make_batch(2), make_batch(3, first=2)]
     validation, test = module.network_calls(num_val=5, num_test=5)
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer()
     trainer.validate(module, loader(batches), verbose=False)
     assert sum(calls) == validation == 5 + 3 * 3
     calls.clear()
@@ -226,7 +212,7 @@ def test_one_member_has_no_uncertainty_and_probabilities_are_in_range(tiny_netwo
     assert result["probability"].max() <= 1
 
 
-def test_perfect_network_gets_a_perfect_test(tmp_path):
+def test_perfect_network_gets_a_perfect_test(make_trainer):
     class Oracle(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -238,7 +224,7 @@ def test_perfect_network_gets_a_perfect_test(tmp_path):
     module = make_module(Oracle(), sampler=DDIM(1), objective="x0")
     batch = make_batch(3)
     batch["image"] = batch["mask"].expand(-1, 3, -1, -1)
-    scores = make_trainer(tmp_path).test(module, loader([batch]), verbose=False)[0]
+    scores = make_trainer().test(module, loader([batch]), verbose=False)[0]
     assert all(value == 1 for value in scores.values())
     assert scores.keys() == {
         "test/dice",

@@ -75,22 +75,15 @@ class Line(L.LightningModule):
         return torch.optim.SGD(self.network.parameters(), lr=1.0)
 
 
-def fit(tmp_path, steps, **settings):
+def fit(make_trainer, tmp_path, steps, **settings):
     module = Line()
     loader = torch.utils.data.DataLoader(torch.zeros(2, 1), batch_size=1)
     one = torch.utils.data.DataLoader(torch.zeros(1, 1))
     checkpoint = ModelCheckpoint(
         tmp_path, "best", monitor="val/dice", mode="max", save_on_train_epoch_end=False
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=steps // 2,
-        callbacks=[EMA(**settings), checkpoint],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
+    trainer = make_trainer(
+        max_epochs=steps // 2, callbacks=[EMA(**settings), checkpoint], enable_checkpointing=True
     )
     trainer.fit(module, loader, one)
     return trainer, module, one, checkpoint.best_model_path
@@ -114,8 +107,8 @@ SETTINGS = {
 }
 
 
-def test_average_is_validated_stored_and_tested(tmp_path):
-    trainer, module, loader, best = fit(tmp_path, steps=8, **SETTINGS)
+def test_average_is_validated_stored_and_tested(make_trainer, tmp_path):
+    trainer, module, loader, best = fit(make_trainer, tmp_path, steps=8, **SETTINGS)
     expected = [expected_average(n, **SETTINGS) for n in (2, 4, 6, 8)]
     assert module.validated == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < 8
@@ -134,14 +127,16 @@ def test_average_is_validated_stored_and_tested(tmp_path):
     assert module.validated[-1] == pytest.approx(expected[-1], rel=1e-5)
 
 
-def test_a_run_shorter_than_the_start_keeps_the_online_weights(tmp_path):
-    _, module, _, best = fit(tmp_path, steps=4, **{**SETTINGS, "update_after_step": 100})
+def test_a_run_shorter_than_the_start_keeps_the_online_weights(make_trainer, tmp_path):
+    _, module, _, best = fit(
+        make_trainer, tmp_path, steps=4, **{**SETTINGS, "update_after_step": 100}
+    )
     assert module.validated == [2, 4]
     assert torch.load(best, weights_only=True)["state_dict"]["network.weight"].item() == 4
 
 
-def test_teacher_is_neither_copied_nor_stored(tmp_path):
-    _, module, _, best = fit(tmp_path, steps=2, **SETTINGS)
+def test_teacher_is_neither_copied_nor_stored(make_trainer, tmp_path):
+    _, module, _, best = fit(make_trainer, tmp_path, steps=2, **SETTINGS)
     assert copy.deepcopy(module).teacher is module.teacher
     checkpoint = torch.load(best, weights_only=True)
     assert set(checkpoint["state_dict"]) == {"network.weight", "steps"}

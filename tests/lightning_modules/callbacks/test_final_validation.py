@@ -33,19 +33,9 @@ class Counting(L.LightningModule):
         ({"max_epochs": 1, "limit_val_batches": 0}, []),
     ],
 )
-def test_last_step_is_validated_once(tmp_path, limits, expected):
+def test_last_step_is_validated_once(make_trainer, limits, expected):
     module = Counting()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        callbacks=[FinalValidation()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-        **limits,
-    )
+    trainer = make_trainer(callbacks=[FinalValidation()], **limits)
     data = torch.utils.data.DataLoader(torch.zeros(4, 1))
     trainer.fit(module, data, torch.utils.data.DataLoader(torch.zeros(1, 1)))
     assert module.validated_at == expected
