@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +72,26 @@ def test_the_default_logger_works_offline_and_keeps_its_pictures(tmp_path, monke
     assert columns == ["id", "image", "truth", "sample", "overlay"]
     staged = [p for p in folder.rglob("*") if p.is_file() and p.read_bytes()[1:4] == b"PNG"]
     assert len(staged) == 2 * 2 * 4, "two images of four pictures in each table"
+
+
+def test_a_multirun_gives_each_job_its_own_folder_and_overrides(tmp_path):
+    done = run(
+        tmp_path,
+        "-m",
+        "debug=fast",
+        "datamodule.num_samples=20",
+        "lightning_module.losses.boundary.weight=0.1,0.5",
+    )
+    assert done.returncode == 0, done.stderr
+    folders = sorted(p.parent for p in tmp_path.glob("runs/demo_teacher/*/results.json"))
+    assert len(folders) == 2
+    weights = []
+    for folder in folders:
+        assert json.loads((folder / "results.json").read_text())["status"] == "finished"
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["paths"]["run"] == str(folder)
+        weights.append(config["lightning_module"]["losses"]["boundary"]["weight"])
+    assert weights == [0.1, 0.5]
 
 
 def test_a_fast_run_and_a_test_in_a_fresh_process_agree(tmp_path):
