@@ -11,11 +11,12 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(tmp_path, *arguments):
+def run(tmp_path, *arguments, flags=()):
     return subprocess.run(
         [
             sys.executable,
             str(ROOT / "run.py"),
+            *flags,
             "logger=csv",
             f"paths.runs={tmp_path}/runs",
             f"paths.cache={tmp_path}/cache",
@@ -77,10 +78,10 @@ def test_the_default_logger_works_offline_and_keeps_its_pictures(tmp_path, monke
 def test_a_multirun_gives_each_job_its_own_folder_and_overrides(tmp_path):
     done = run(
         tmp_path,
-        "-m",
         "debug=fast",
         "datamodule.num_samples=20",
         "lightning_module.losses.boundary.weight=0.1,0.5",
+        flags=["-m"],
     )
     assert done.returncode == 0, done.stderr
     folders = sorted(p.parent for p in tmp_path.glob("runs/demo_teacher/*/results.json"))
