@@ -1,6 +1,5 @@
 """Reading our own checkpoints: plain types only, architecture looked up by name."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Damaged bytes can make the reader fail in any way, such as by an IndexError.
         raise UserError(
             f"{key}={path} is damaged or no checkpoint of this project "
             f"({type(error).__name__}); give a .ckpt file from a run's checkpoints/ folder."

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,12 +18,27 @@ class Malicious:
         self.path = str(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("content", [b"", b"broken", b"not a checkpoint", b"PK\x03\x04 half"])
 def test_files_that_are_none_are_refused(tmp_path, content):
     path = tmp_path / "some.ckpt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"some.ckpt is damaged or no checkpoint of this project"):
         load_checkpoint(path)
+
+
+def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path):
+    path = tmp_path / "some.ckpt"
+    torch.save({"state_dict": {"network.a": torch.zeros(99)}, "config": {"seed": 1}}, path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for length in rng.integers(1, len(whole) - 30, 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
+    for size in rng.integers(1, 200, 40):
+        path.write_bytes(rng.bytes(size))
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
