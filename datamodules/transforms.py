@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
 from common.errors import UserError
@@ -56,7 +56,8 @@ def _decode(path: Path, mode: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert(mode))
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:
+        # Damaged bytes can make a decoder fail in any way, such as by a SyntaxError.
         raise UserError(
             f"The image {path} cannot be decoded ({error}); replace it by an intact copy."
         ) from error

@@ -33,7 +33,7 @@ Config = Mapping[str, Any]
 
 def build_network(config: Config) -> nn.Module:
     """Build a network from `{name, kwargs}`; the name is looked up in `networks.__all__`."""
-    cls = look_up(networks, config["name"], "network.name")
+    cls = look_up(networks, config.get("name"), "network.name")
     return _construct(cls, config.get("kwargs") or {}, "network.kwargs")
 
 

@@ -12,6 +12,8 @@ from tasks.build import build_network
 __all__ = ["load_checkpoint", "network_from_checkpoint", "network_weights"]
 
 WEIGHTS = {"ema": "state_dict", "online": "current_model_state"}
+# The groups without which a checkpoint's network cannot be rebuilt and used as it was trained.
+GROUPS = ("datamodule", "lightning_module", "network", "sampler", "schedule")
 
 
 def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
@@ -22,7 +24,7 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         key: the config key that named it, for the message.
 
     Raises:
-        UserError: there is no such file, or it is not a checkpoint of ours.
+        UserError: there is no such file, or it is no checkpoint of ours.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,10 +39,17 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
             f"{key}={path} is damaged or no checkpoint of this project "
             f"({type(error).__name__}); give a .ckpt file from a run's checkpoints/ folder."
         ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+    config = checkpoint.get("config") if isinstance(checkpoint, dict) else None
+    if not isinstance(config, dict) or not {"state_dict", "config"} <= checkpoint.keys():
         raise UserError(
             f"{key}={path} has no state_dict and config, so it is no checkpoint of this project; "
             "give a .ckpt file from a run's checkpoints/ folder."
+        )
+    missing = [group for group in GROUPS if not isinstance(config.get(group), dict)]
+    if missing:
+        raise UserError(
+            f"The config in {key}={path} has no {missing[0]}, so it is no checkpoint of this "
+            "project; give a .ckpt file from a run's checkpoints/ folder."
         )
     return checkpoint
 

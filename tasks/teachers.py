@@ -55,8 +55,8 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         parameters, GMAC), `calls_per_mask` and `dice`, the last two as its own run tested it.
 
     Raises:
-        UserError: there is none, it is broken, or it was trained with another noise schedule, image
-            size or normalisation than the student will be.
+        UserError: there is none, it is broken or no diffusion network, or it was trained with
+            another noise schedule, image size or normalisation than the student will be.
     """
     path = find_teacher(config)
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
@@ -69,7 +69,9 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
                 "make them equal or choose another teacher."
             )
     network = network_from_checkpoint(checkpoint, path, config["teacher"]["weights"], "teacher")
-    objective = trained["lightning_module"]["objective"]
+    objective = trained["lightning_module"].get("objective")
+    if objective is None:
+        raise UserError(f"The teacher {path} is no diffusion network; choose one that is.")
     results = read_results(path.parent.parent) or {}
     description = {
         "checkpoint": str(path),

@@ -25,11 +25,16 @@ def boundary_weight(
         mask: `(B, C, H, W)`, lesion where above 0.5: {0, 1} and {-1, 1} give the same.
         t: integer time steps `(B,)` in `[0, num_timesteps)`.
         num_timesteps: `T` of the noise schedule.
-        gamma: strength, positive.
+        gamma: strength, at least 0.
 
     Returns:
         float32 `(B, 1, H, W)` in [0, 1], without gradient.
+
+    Raises:
+        UserError: `gamma` is negative.
     """
+    if gamma < 0:
+        raise UserError(f"gamma={gamma} of a boundary weight must be at least 0, such as 1.5.")
     closeness = _edge_closeness(edge_distance, mask)
     exponent = (gamma * (num_timesteps - t.float()) / num_timesteps) ** gamma
     return closeness ** exponent.view(-1, 1, 1, 1)
@@ -53,7 +58,7 @@ def boundary_loss(
         root: `l2` for `r = 2`, `l1` for `r = 1`.
 
     Raises:
-        UserError: another `root`.
+        UserError: another `root`, or `gamma` is negative.
     """
     if root not in ("l1", "l2"):
         raise UserError(f"losses.boundary.root={root} does not exist; choose l1 or l2.")
@@ -68,4 +73,4 @@ def _edge_closeness(edge_distance: Tensor, mask: Tensor) -> Tensor:
     farthest = distance.amax(dim=(1, 2, 3), keepdim=True)
     covered = (mask > 0.5).sum(dim=(1, 2, 3)).view(-1, 1, 1, 1)
     applies = (covered > mask.shape[-1] ** 2 / 100) & (farthest > 0)
-    return 1 - distance / farthest.clamp(min=1) * applies
+    return 1 - distance / farthest.where(farthest > 0, 1) * applies

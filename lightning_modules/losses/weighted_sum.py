@@ -24,7 +24,8 @@ class WeightedSum:
         inputs: names of what the caller will pass.
 
     Raises:
-        UserError: an unknown term or option, a missing or negative weight, or no term at all.
+        UserError: an unknown term or option, an option of the wrong kind, a missing or negative
+            weight, or no term at all.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class WeightedSum:
                         f"{key}.{option} is not an option of this term; "
                         f"it has {', '.join(['weight', *legal])}."
                     )
+                _check_kind(f"{key}.{option}", options[option], parameters[option].default)
             if weight > 0:
                 self.weights[name] = float(weight)
                 self._terms[name] = (functions[name], required, options)
@@ -75,3 +77,13 @@ class WeightedSum:
         }
         total = sum(self.weights[name] * value for name, value in values.items())
         return total, {name: value.detach() for name, value in values.items()}
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """Refuse text for a number and the like, which would fail within the first step."""
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "a word"))
+    for kind, wanted in kinds:
+        if isinstance(default, kind):
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise UserError(f"{key}={value} must be {wanted}, such as {default}.")
+            return

@@ -114,3 +114,15 @@ def test_undecodable_files_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match="broken.jpg cannot be decoded"):
         read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
+    path = tmp_path / f"cut.{suffix}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    for length in rng.integers(1, len(whole) // 2, 60):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=f"cut.{suffix} cannot be decoded"):
+            read_image(path)

@@ -46,10 +46,19 @@ def test_a_missing_file_is_named(tmp_path):
         load_checkpoint(tmp_path / "gone.ckpt", key="teacher.checkpoint")
 
 
-@pytest.mark.parametrize("value", [{"model": torch.zeros(2)}, [1, 2], torch.zeros(3)])
+@pytest.mark.parametrize(
+    "value",
+    [{"model": torch.zeros(2)}, [1, 2], torch.zeros(3), {"state_dict": {}, "config": [1]}],
+)
 def test_other_peoples_checkpoints_are_refused(tmp_path, value):
     torch.save(value, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="no state_dict and config"):
+        load_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_checkpoint_of_another_project_is_refused(tmp_path):
+    torch.save({"state_dict": {}, "config": {"lr": 0.1}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"The config in checkpoint=.*other.ckpt has no datamodule"):
         load_checkpoint(tmp_path / "other.ckpt")
 
 

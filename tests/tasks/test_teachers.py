@@ -90,6 +90,15 @@ def test_a_teacher_trained_differently_is_refused(config, group, key, value):
         load_teacher(config)
 
 
+def test_a_teacher_that_is_no_diffusion_network_is_refused(config):
+    path = write_run(config, "2026-01-01")
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["config"]["lightning_module"]["objective"]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r"best.ckpt is no diffusion network"):
+        load_teacher(config)
+
+
 def test_weights_that_do_not_fit_are_refused(config):
     path = write_run(config, "2026-01-01")
     checkpoint = torch.load(path, weights_only=True)

@@ -84,7 +84,9 @@ def test_loss_and_gradient_match_the_reference(golden, manifest):
         torch.testing.assert_close(prediction.grad, values[f"{key}_grad"], rtol=1e-5, atol=1e-8)
 
 
-def test_unknown_root_is_named():
+@pytest.mark.parametrize("options", [{"root": "l3"}, {"gamma": -0.2}])
+def test_options_out_of_range_are_named(options):
     mask = torch.zeros(1, 1, 8, 8)
-    with pytest.raises(UserError, match="root=l3"):
-        boundary_loss(mask, mask, mask, mask, torch.tensor([1]), 10, root="l3")
+    ((name, value),) = options.items()
+    with pytest.raises(UserError, match=f"{name}={value}"):
+        boundary_loss(mask, mask, mask, mask, torch.tensor([1]), 10, **options)

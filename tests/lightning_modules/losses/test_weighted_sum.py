@@ -59,6 +59,8 @@ def test_gradient_flows_through_the_total_only():
         ({"l3": {"weight": 1}}, r"losses.l3 is not a loss term here; choose from l1, l2"),
         ({"scaled": {"weight": 1, "scal": 2}}, r"losses.scaled.scal .* weight, scale"),
         ({"l1": {"weight": 1, "target": 2}}, r"losses.l1.target is not an option"),
+        ({"scaled": {"weight": 1, "scale": "2"}}, r"losses.scaled.scale=2 must be a number"),
+        ({"scaled": {"weight": 1, "scale": True}}, r"losses.scaled.scale=True must be a number"),
         ({"l1": {"weight": -1}}, r"losses.l1.weight=-1"),
         ({"l1": {}}, r"losses.l1.weight=None"),
         ({"l1": {"weight": 0}}, r"Every weight"),
