@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 
-__all__ = ["checkpoint_config", "plain"]
+__all__ = ["checkpoint_config", "get_value", "plain"]
 
 # What a checkpoint decides for itself; the rest of a config is about the present run.
 _FIXED = ("network", "lightning_module", "schedule")
@@ -42,9 +42,20 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     Args:
         config: as composed from the command line, resolved.
         trained: the `config` of the checkpoint.
+
+    Raises:
+        UserError: a single value on the command line contradicts what the checkpoint decides.
     """
     overrides = HydraConfig.get().overrides.task
     given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    for key in given:
+        if key.split(".")[0] in _FIXED and "." in key and key != "lightning_module.seed":
+            theirs, ours = get_value(trained, key), get_value(config, key)
+            if theirs != ours:
+                raise UserError(
+                    f"{key}={ours} cannot change a trained checkpoint, which has {theirs}; "
+                    "leave it out."
+                )
     merged = copy.deepcopy(config | {group: trained[group] for group in _FIXED})
     for group in _SUGGESTED:
         if group not in given and "experiment" not in given:
@@ -64,6 +75,13 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     else:
         merged["seed"] = trained["seed"]
     return merged
+
+
+def get_value(config: dict[str, Any], key: str) -> Any:
+    """Return the value of a dotted key, `None` where there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 def _copy_value(source: dict[str, Any], target: dict[str, Any], key: str) -> None:

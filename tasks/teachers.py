@@ -8,6 +8,7 @@ from common.runs import find_runs, read_results
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import describe_network
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.configuration import get_value
 
 __all__ = ["find_teacher", "load_teacher"]
 
@@ -62,7 +63,7 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
     for key in ("schedule", "datamodule.image_size", "datamodule.normalization"):
-        theirs, ours = _get(trained, key), _get(config, key)
+        theirs, ours = get_value(trained, key), get_value(config, key)
         if theirs != ours:
             raise UserError(
                 f"The teacher {path} was trained with {key}={theirs}, the student has {ours}; "
@@ -82,9 +83,3 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         "dice": (results.get("test") or {}).get("test/dice"),
     }
     return FrozenTeacher(network, objective), description
-
-
-def _get(config: dict[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part, {})
-    return config

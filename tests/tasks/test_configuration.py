@@ -57,6 +57,23 @@ def test_a_chosen_group_replaces_the_trained_one(make_config, trained):
     assert config["datamodule"]["image_size"] == 64, "what the network was trained for"
 
 
+@pytest.mark.parametrize(
+    ("override", "trained_value"),
+    [("lightning_module.objective=v", "noise"), ("schedule.num_timesteps=100", "250")],
+)
+def test_what_a_checkpoint_decides_cannot_be_contradicted(
+    make_config, trained, override, trained_value
+):
+    message = rf"{override} cannot change a trained checkpoint, which has {trained_value}"
+    with pytest.raises(UserError, match=message):
+        checkpoint_config(make_config("task=test", "checkpoint=x", override), trained)
+
+
+def test_what_a_checkpoint_decides_can_be_repeated(make_config, trained):
+    given = make_config("task=test", "checkpoint=x", "lightning_module.objective=noise")
+    assert checkpoint_config(given, trained)["lightning_module"] == trained["lightning_module"]
+
+
 def test_a_missing_value_is_named(make_config):
     with pytest.raises(UserError, match=r"teacher.experiment has no value"):
         make_config("teacher=newest")
