@@ -121,7 +121,9 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Decode the data into the cache; runs in one process only."""
-        self._load()
+        # The Trainer asks again before it tests: a data folder that has gone must not end a run.
+        if not self.datasets:
+            self._load()
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and divide the samples; runs in every process."""

@@ -49,7 +49,7 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     overrides = HydraConfig.get().overrides.task
     given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
     for key in given:
-        if key.split(".")[0] in _FIXED and "." in key and key != "lightning_module.seed":
+        if key.split(".")[0] in _FIXED and "." in key:
             theirs, ours = get_value(trained, key), get_value(config, key)
             if theirs != ours:
                 raise UserError(

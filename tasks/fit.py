@@ -24,12 +24,13 @@ def run(config: dict[str, Any]) -> None:
         UserError: bad data, teacher or arguments.
     """
     L.seed_everything(config["seed"], workers=True, verbose=False)
+    # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     datamodule = build_datamodule(config["datamodule"])
     teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
     network = build_network(config["network"])
     module = build_module(config, network, teacher)
-    module.configure_optimizers()
+    module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     trainer = build_trainer(config)
     datamodule.prepare_data()
     datamodule.setup()

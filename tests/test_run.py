@@ -105,3 +105,21 @@ def test_a_fast_run_and_a_test_in_a_fresh_process_agree(tmp_path):
     (first,) = tmp_path.glob("runs/demo_teacher/*/test_images.csv")
     (second,) = tmp_path.glob("runs/test/*/test_images.csv")
     assert first.read_text() == second.read_text()
+
+
+def test_two_processes_train_together_and_test_as_one_does(tmp_path):
+    done = run(tmp_path, "debug=fast", "trainer.devices=2", "datamodule.num_samples=25")
+    assert done.returncode == 0, done.stderr
+    (checkpoint,) = tmp_path.glob("runs/demo_teacher/*/checkpoints/best.ckpt")
+    tables, scores = [], []
+    for devices in (1, 2):
+        runs = f"paths.runs={tmp_path}/{devices}"
+        arguments = ("task=test", f"checkpoint={checkpoint}", "trainer.accelerator=cpu")
+        done = run(tmp_path, *arguments, f"trainer.devices={devices}", runs)
+        assert done.returncode == 0, done.stderr
+        (folder,) = tmp_path.glob(f"{devices}/test/*")
+        tables.append((folder / "test_images.csv").read_text())
+        scores.append(json.loads((folder / "results.json").read_text())["test"])
+    assert tables[0].count("\n") == 1 + 5, "an odd number, and none of them twice"
+    assert tables[1] == tables[0]
+    assert scores[1] == pytest.approx(scores[0], rel=1e-6)

@@ -8,7 +8,23 @@ from torch import Tensor
 
 from common.errors import UserError
 
-__all__ = ["boundary_loss", "boundary_weight"]
+__all__ = ["boundary_loss", "boundary_weight", "edge_closeness"]
+
+
+def edge_closeness(edge_distance: Tensor, mask: Tensor) -> Tensor:
+    """Closeness of each pixel to the mask's edge, whatever the time: `A = 1 - d / max(d)`.
+
+    Args:
+        edge_distance, mask: as in `boundary_weight`.
+
+    Returns:
+        float32 `(B, 1, H, W)` in [0, 1], without gradient; ones where `boundary_weight` is ones.
+    """
+    distance = edge_distance.detach().float()
+    farthest = distance.amax(dim=(1, 2, 3), keepdim=True)
+    covered = (mask > 0.5).sum(dim=(1, 2, 3)).view(-1, 1, 1, 1)
+    applies = (covered > mask.shape[-1] ** 2 / 100) & (farthest > 0)
+    return 1 - distance / farthest.where(farthest > 0, 1) * applies
 
 
 def boundary_weight(
@@ -35,7 +51,7 @@ def boundary_weight(
     """
     if gamma < 0:
         raise UserError(f"gamma={gamma} of a boundary weight must be at least 0, such as 1.5.")
-    closeness = _edge_closeness(edge_distance, mask)
+    closeness = edge_closeness(edge_distance, mask)
     exponent = (gamma * (num_timesteps - t.float()) / num_timesteps) ** gamma
     return closeness ** exponent.view(-1, 1, 1, 1)
 
@@ -65,12 +81,3 @@ def boundary_loss(
     weight = boundary_weight(edge_distance, mask, t, num_timesteps, gamma)
     difference = prediction.float() - target.float()
     return (weight * (difference.abs() if root == "l1" else difference.square())).mean()
-
-
-def _edge_closeness(edge_distance: Tensor, mask: Tensor) -> Tensor:
-    """Return `1 - d / max(d)`, `(B, 1, H, W)`, or ones where the weighting does not apply."""
-    distance = edge_distance.detach().float()
-    farthest = distance.amax(dim=(1, 2, 3), keepdim=True)
-    covered = (mask > 0.5).sum(dim=(1, 2, 3)).view(-1, 1, 1, 1)
-    applies = (covered > mask.shape[-1] ** 2 / 100) & (farthest > 0)
-    return 1 - distance / farthest.where(farthest > 0, 1) * applies

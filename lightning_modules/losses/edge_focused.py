@@ -5,7 +5,7 @@ Source: the EFKD repository's `edge_focused_kd_loss`, whose gamma is fixed at 1.
 
 from torch import Tensor
 
-from lightning_modules.losses.boundary import boundary_weight
+from lightning_modules.losses.boundary import boundary_weight, edge_closeness
 
 __all__ = ["efkd_loss"]
 
@@ -50,8 +50,7 @@ def efkd_loss(
     if edge_time_dependent:
         closeness = boundary_weight(edge_distance, mask, t, num_timesteps, gamma)
     else:
-        # At gamma = 1 and t = 0 the exponent is 1: the closeness itself.
-        closeness = boundary_weight(edge_distance, mask, t * 0, num_timesteps, gamma=1.0)
+        closeness = edge_closeness(edge_distance, mask)
     edge = (closeness > edge_threshold).float()
     body = 1 - edge
     squared = (student.float() - teacher.detach().float()).square()

@@ -70,6 +70,14 @@ def test_evaluation_is_never_augmented(isic_data, tmp_path):
     assert torch.equal(first["mask"], second["mask"].flip(-1))
 
 
+def test_a_data_folder_that_goes_during_a_run_does_not_end_it(isic_copy, tmp_path):
+    datamodule = make(isic_copy, tmp_path)
+    shutil.rmtree(isic_copy)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert len(next(iter(datamodule.test_dataloader()))["id"]) == 2
+
+
 def test_other_files_among_the_images_are_passed_over(isic_copy, tmp_path):
     (isic_copy / "isic2018" / IMAGES / "ATTRIBUTION.txt").write_text("thanks")
     (isic_copy / "isic2018" / MASKS / ".DS_Store").write_text("")

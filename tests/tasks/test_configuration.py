@@ -59,7 +59,11 @@ def test_a_chosen_group_replaces_the_trained_one(make_config, trained):
 
 @pytest.mark.parametrize(
     ("override", "trained_value"),
-    [("lightning_module.objective=v", "noise"), ("schedule.num_timesteps=100", "250")],
+    [
+        ("lightning_module.objective=v", "noise"),
+        ("schedule.num_timesteps=100", "250"),
+        ("lightning_module.seed=7", "3"),
+    ],
 )
 def test_what_a_checkpoint_decides_cannot_be_contradicted(
     make_config, trained, override, trained_value

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from common.errors import UserError
 from lightning_modules.callbacks import EMA
 from lightning_modules.callbacks.ema import ema_decay
-from lightning_modules.efkd import FrozenTeacher
+from lightning_modules.teacher import FrozenTeacher
 
 
 def test_averages_match_the_reference(golden, manifest):
