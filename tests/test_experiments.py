@@ -112,6 +112,23 @@ def test_testing_again_gives_the_same_bits(train, make_config, tmp_path, isic_da
     assert (again / "test_images.csv").read_text() == (folder / "test_images.csv").read_text()
 
 
+def test_the_averaged_weights_are_tested(train, make_config, tmp_path):
+    # In a longer run they differ from the online ones; here the online ones are spoilt.
+    folder = train("demo_teacher", "trainer.limit_test_batches=1.0")
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    spoilt = {key: torch.zeros_like(v) for key, v in checkpoint["current_model_state"].items()}
+    torch.save(checkpoint | {"current_model_state": spoilt}, tmp_path / "spoilt.ckpt")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        f"checkpoint={tmp_path}/spoilt.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    again = tmp_path / "runs/test/now/test_images.csv"
+    assert again.read_text() == (folder / "test_images.csv").read_text()
+
+
 def test_training_again_gives_the_same_bits(train):
     one, two = (train("demo_teacher", folder=name) for name in ("one", "two"))
     states = [

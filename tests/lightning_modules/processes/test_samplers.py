@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +69,13 @@ def test_grid_is_trailing_and_strictly_decreasing(steps):
     assert times[-1] >= 0
     if steps == 250:
         assert times == list(range(249, -1, -1))
+
+
+def test_grid_rounds_like_the_usual_trailing_spacing():
+    # diffusers' convention: numpy's round(arange(T, 0, -T / steps)) - 1, halves to even.
+    for total, steps in ((250, 20), (250, 4), (250, 7), (1000, 16)):
+        usual = np.round(np.arange(total, 0, -total / steps)) - 1
+        assert DDIM(steps).timesteps(NoiseSchedule(total)) == usual.astype(int).tolist()
 
 
 @pytest.mark.parametrize("sampler", [DDIM(1), DDPM(1)])
