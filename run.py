@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from common.errors import UserError
+import tasks.resume  # Makes the resolver known that names the run folder.
+from common.errors import Interrupted, UserError
 from tasks.configuration import plain
 
 
@@ -20,13 +22,16 @@ from tasks.configuration import plain
 def dispatch(config: DictConfig) -> None:
     """Run the config's task; a user's mistake is a short message and exit code 2."""
     folder = Path(config.paths.run)
+    _stop_on_sigterm()
     try:
         settings = plain(config)
         importlib.import_module(f"tasks.{settings['task']}").run(settings)
     except UserError as error:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-        _exit(" ".join(str(error).split()))
+        _exit(str(error))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
 
 
 def main() -> None:
@@ -36,7 +41,27 @@ def main() -> None:
     try:
         dispatch()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(_explain(error))
+        own = error.__cause__
+        _exit(str(own) if isinstance(own, UserError) else _explain(error))
+
+
+def _stop_on_sigterm() -> None:
+    """Unwind on SIGTERM, so that nothing is left half-written; training has its own way."""
+
+    def stop(signum: int, frame: object) -> NoReturn:
+        raise Interrupted(signum)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _exit_interrupted(signum: int, folder: Path) -> NoReturn:
+    # A launched process that fails would have the others killed before they have ended.
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        sys.exit(0)
+    message = f"stopped by {signal.Signals(signum).name}"
+    if tasks.resume.last_checkpoint(folder).is_file():
+        message += f"; `python run.py resume={folder}` goes on from here"
+    _exit(f"{message}.", code=128 + signum)
 
 
 def _explain(error: Exception) -> str:
@@ -51,11 +76,12 @@ def _explain(error: Exception) -> str:
     return f"{' '.join([first, *rest])} `python run.py --cfg job` prints every key."
 
 
-def _exit(message: str) -> NoReturn:
+def _exit(message: str, code: int = 2) -> NoReturn:
+    text = " ".join(message.split())
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {message}", style="red", markup=False
+        f"error: {text}" if code == 2 else text, style="red", markup=False
     )
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ class Sample(Protocol):
     def fingerprint(self) -> list[Any]:
         """Plain values that change whenever the decoded content may change."""
 
-    def load(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the RGB uint8 image `(H, W, 3)` and the {0, 1} uint8 mask `(H, W)`, if known."""
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the RGB uint8 image `(H, W, 3)` and the {0, 1} uint8 mask `(H, W)`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_cache(
         antialias: as in `resize_image`.
 
     Raises:
-        UserError: a sample cannot be decoded, has no mask or one of another size.
+        UserError: a sample cannot be loaded, or the folder is not writable.
     """
     shape = [CACHE_VERSION, image_size, antialias, [[s.id, *s.fingerprint()] for s in samples]]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
@@ -109,14 +109,7 @@ def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antial
     sizes = np.zeros((count, 2), dtype=np.int64)
 
     def decode(index: int) -> None:
-        sample = samples[index]
-        image, mask = sample.load()
-        if mask is None or mask.shape != image.shape[:2]:
-            found = "no mask" if mask is None else f"a mask of {mask.shape[1]}x{mask.shape[0]}"
-            raise UserError(
-                f"Sample {sample.id} of {name} has an image of {image.shape[1]}x{image.shape[0]} "
-                f"pixels and {found}; both must be there and of one size."
-            )
+        image, mask = samples[index].load()
         images[index] = resize_image(image, size, antialias)
         masks[index] = resize_mask(mask, size)
         sizes[index] = image.shape[:2]

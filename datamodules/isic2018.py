@@ -20,7 +20,7 @@ class ISIC2018(SegmentationDataModule):
 
     def find_samples(self) -> list[FileSample]:
         return pair_files(
-            self.root / "ISIC2018_Task1-2_Training_Input",
+            [self.root / "ISIC2018_Task1-2_Training_Input"],
             self.root / "ISIC2018_Task1_Training_GroundTruth",
             "_segmentation.png",
             hint=f"set paths.data to the folder that holds {self.root.name}/ with the two folders "

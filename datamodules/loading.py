@@ -29,7 +29,6 @@ class SegmentationDataset(Dataset):
         augmentation: applied to image and mask, or none.
         seed: of the augmentation.
         train: whether this is the training part.
-        with_edge_distance: add `edge_distance`, which testing does not need.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class SegmentationDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         train: bool = False,
-        with_edge_distance: bool = True,
     ) -> None:
         self.cache = cache
         self.indices = np.asarray(indices)
@@ -50,7 +48,6 @@ class SegmentationDataset(Dataset):
         self.augmentation = augmentation
         self.seed = seed
         self.train = train
-        self.with_edge_distance = with_edge_distance
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -65,15 +62,13 @@ class SegmentationDataset(Dataset):
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, index))
         mask = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
-        item = {
+        return {
             "image": normalise(image, self.normalization, self.train),
             "mask": mask,
+            "edge_distance": edge_distance(mask),
             "id": self.ids[index],
             "size": torch.from_numpy(self.cache.sizes[row]),
         }
-        if self.with_edge_distance:
-            item["edge_distance"] = edge_distance(mask)
-        return item
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -87,6 +82,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         pad: give every process equally many by repeating a few, which training needs and
             evaluation must not have.
         rank, world_size: this process, and how many there are.
+        start: leave out that many of this process's samples in the first epoch that is iterated,
+            for a run that goes on in the middle of one; the length stays that of a whole epoch.
     """
 
     def __init__(
@@ -98,6 +95,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         pad: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        start: int = 0,
     ) -> None:
         self.length = length
         self.seed = seed
@@ -106,6 +104,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.pad = pad
         self.rank = rank
         self.world_size = world_size
+        self.start = start
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -124,7 +123,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch if self.shuffle else 0
-        return iter([(epoch, int(index)) for index in self._order()])
+        order = self._order()[self.start :]
+        self.start = 0
+        return iter([(epoch, int(index)) for index in order])
 
     def __len__(self) -> int:
         return len(self._order())

@@ -1,7 +1,8 @@
 """What every lesion segmentation dataset shares: split, cache, loaders."""
 
+import signal
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from datamodules.augmentations import Augmentation
-from datamodules.cache import Sample, open_cache
+from datamodules.cache import Sample, SampleCache, open_cache
 from datamodules.loading import EpochSampler, SegmentationDataset
 from datamodules.splits import PARTS, proportional_split, split_sha, spread
 from datamodules.transforms import NORMALIZATIONS, read_image, read_mask
@@ -37,7 +38,14 @@ class FileSample:
         return [value for name, s in stats for value in (name, s.st_size, s.st_mtime_ns)]
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
-        return read_image(self.image), read_mask(self.mask)
+        image, mask = read_image(self.image), read_mask(self.mask)
+        if mask.shape != image.shape[:2]:
+            raise UserError(
+                f"The image {self.image} has {image.shape[1]}x{image.shape[0]} pixels and its mask "
+                f"{self.mask} has {mask.shape[1]}x{mask.shape[0]}; replace one, so that both are "
+                "of one size."
+            )
+        return image, mask
 
 
 class SegmentationDataModule(L.LightningDataModule):
@@ -46,8 +54,8 @@ class SegmentationDataModule(L.LightningDataModule):
     A dataset is a subclass that says where its samples are and what the reference's split is.
 
     Batches are dicts of `image` float32 `(B, 3, S, S)`, `mask` float32 `(B, 1, S, S)` of {0, 1},
-    `edge_distance` float32 `(B, 1, S, S)` in pixels (train and val), `id` (list of str) and `size`
-    int64 `(B, 2)`, height and width of the originals.
+    `edge_distance` float32 `(B, 1, S, S)` in pixels, `id` (list of str) and `size` int64
+    `(B, 2)`, height and width of the originals.
 
     Args:
         cache: folder for decoded samples.
@@ -56,12 +64,16 @@ class SegmentationDataModule(L.LightningDataModule):
         root: folder of this dataset; data that is made up has none.
         num_workers: loader processes; 0 loads in the training process.
         split: `reference` deals the samples out in sorted order in the reference's proportions,
-            `random` in an order drawn from `seed`.
-        seed: of shuffling, augmentation and the random split.
+            `random` in an order drawn from `split_seed`; a dataset may offer others.
+        split_seed: of splits that are random, apart from `seed`, so that runs of other seeds, such
+            as a student's teacher, have the same test images.
+        seed: of shuffling and augmentation.
         augmentation: `{transforms: [...], p: ...}` as in `augmentations.Augmentation`.
         normalization: `minmax`, `reference` or `imagenet`, see `transforms.normalise`.
         antialias: whether shrinking an image low-passes it; the references' torchvision did not.
         limit_test: test on that many evenly spaced samples only.
+        overfit: train, validate and test on that many evenly spaced training samples, never
+            augmented: a method that works drives the loss on them to nothing.
 
     Raises:
         UserError: an argument is outside its range, or the data is missing or broken.
@@ -69,6 +81,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     name: str
     reference_split: tuple[int, int, int]
+    splits: tuple[str, ...] = ("reference", "random")
 
     def __init__(
         self,
@@ -78,24 +91,28 @@ class SegmentationDataModule(L.LightningDataModule):
         root: str | Path = ".",
         num_workers: int = 0,
         split: str = "reference",
+        split_seed: int = 0,
         seed: int = 0,
         augmentation: Mapping[str, Any] | None = None,
         normalization: str = "minmax",
         antialias: bool = True,
         limit_test: int | None = None,
+        overfit: int | None = None,
     ) -> None:
         super().__init__()
         for key, value, least in (
             ("image_size", image_size, 1),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
-            ("limit_test", limit_test if limit_test is not None else 1, 1),
+            ("split_seed", split_seed, 0),
+            ("limit_test", 1 if limit_test is None else limit_test, 1),
+            ("overfit", 1 if overfit is None else overfit, 1),
         ):
             if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"datamodule.{key}={value} must be a whole number, at least {least}."
                 )
-        _check_choice("split", split, ("reference", "random"))
+        _check_choice("split", split, self.splits)
         _check_choice("normalization", normalization, NORMALIZATIONS)
         self.root = Path(root)
         self.cache_root = Path(cache)
@@ -103,12 +120,14 @@ class SegmentationDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.split = split
+        self.split_seed = split_seed
         self.seed = seed
         transforms = (augmentation or {}).get("transforms") or []
         self.augmentation = Augmentation(**augmentation) if transforms else None
         self.normalization = normalization
         self.antialias = antialias
         self.limit_test = limit_test
+        self.overfit = overfit
         self.datasets: dict[str, SegmentationDataset] = {}
 
     @abstractmethod
@@ -118,6 +137,20 @@ class SegmentationDataModule(L.LightningDataModule):
         Raises:
             UserError: the data is missing or incomplete.
         """
+
+    def divide(self, ids: Sequence[str]) -> list[str]:
+        """Return the part of each sample, by the split asked for.
+
+        Args:
+            ids: of all samples, sorted.
+
+        Raises:
+            UserError: a part would be empty.
+        """
+        order: Sequence[int] = range(len(ids))
+        if self.split == "random":
+            order = np.random.default_rng(self.split_seed).permutation(len(ids)).tolist()
+        return proportional_split(len(ids), self.reference_split, order)
 
     def prepare_data(self) -> None:
         """Decode the data into the cache; runs in one process only."""
@@ -129,40 +162,48 @@ class SegmentationDataModule(L.LightningDataModule):
         """Open the cache and divide the samples; runs in every process."""
         if self.datasets:
             return
-        samples, self.cache = self._load()
-        ids = [sample.id for sample in samples]
-        order: Sequence[int] = range(len(samples))
-        if self.split == "random":
-            order = np.random.default_rng(self.seed).permutation(len(samples)).tolist()
-        self.parts = dict(
-            zip(ids, proportional_split(len(ids), self.reference_split, order), strict=True)
-        )
-        self.split_sha = split_sha(ids, list(self.parts.values()))
-        self.datasets = {part: self._dataset(part, ids) for part in PARTS}
+        self.parts, self.cache = self._load()
+        self.split_sha = split_sha(list(self.parts), list(self.parts.values()))
+        rows = {p: np.flatnonzero([part == p for part in self.parts.values()]) for p in PARTS}
+        if self.overfit is None:
+            rows["test"] = rows["test"][spread(len(rows["test"]), self.limit_test)]
+            self.datasets = {part: self._dataset(rows[part], part == "train") for part in PARTS}
+        else:
+            chosen = rows["train"][spread(len(rows["train"]), self.overfit)]
+            self.datasets = dict.fromkeys(PARTS, self._dataset(chosen, train=True))
 
-    def _load(self) -> tuple[list[Sample], Any]:
+    def _load(self) -> tuple[dict[str, str], SampleCache]:
         samples = sorted(self.find_samples(), key=lambda sample: sample.id)
+        ids = [sample.id for sample in samples]
+        # Before the caching, which takes long: a split that is not possible is known now.
+        parts = dict(zip(ids, self.divide(ids), strict=True))
         cache = open_cache(samples, self.cache_root, self.name, self.image_size, self.antialias)
-        return samples, cache
+        return parts, cache
 
-    def _dataset(self, part: str, ids: Sequence[str]) -> SegmentationDataset:
-        rows = np.flatnonzero([self.parts[i] == part for i in ids])
-        if part == "test":
-            rows = rows[spread(len(rows), self.limit_test)]
-        train = part == "train"
+    def _dataset(self, rows: np.ndarray, train: bool) -> SegmentationDataset:
+        ids = list(self.parts)
+        augmented = train and self.overfit is None
         return SegmentationDataset(
             self.cache,
             rows,
             [ids[row] for row in rows],
             self.normalization,
-            augmentation=self.augmentation if train else None,
+            augmentation=self.augmentation if augmented else None,
             seed=self.seed,
             train=train,
-            with_edge_distance=part != "test",
         )
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", seed=self.seed, shuffle=True, pad=True)
+        loader = self._loader("train", seed=self.seed, shuffle=True, pad=True)
+        if self.trainer is not None:
+            # Loader processes start to read before the Trainer has told the sampler the epoch, and
+            # a run that goes on within an epoch has seen its first batches.
+            loop = self.trainer.fit_loop
+            loader.sampler.set_epoch(loop.epoch_progress.current.processed)
+            batches = loop.epoch_loop.batch_progress
+            if loop.restarting and not batches.is_last_batch:
+                loader.sampler.start = batches.current.ready * self.batch_size
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         # One random order for all runs: its beginning is the subset on which masks are sampled.
@@ -176,6 +217,12 @@ class SegmentationDataModule(L.LightningDataModule):
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        # Training repeats images where they are too few.
+        if len(dataset) < world_size and not order.get("pad"):
+            raise UserError(
+                f"The {part} part has {len(dataset)} image(s) for {world_size} processes, and one "
+                "without images would keep the others waiting; use fewer trainer.devices."
+            )
         sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
         return DataLoader(
             dataset,
@@ -186,45 +233,76 @@ class SegmentationDataModule(L.LightningDataModule):
             # Starting to load must not draw from the generator that training may use.
             generator=torch.Generator().manual_seed(self.seed),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_run,
         )
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Keep a loader process alive when a signal reaches every process of a run.
+
+    The run ends after the step under way, for which it may need the batch that is being loaded.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def pair_files(
-    image_folder: Path, mask_folder: Path, mask_suffix: str, hint: str
+    image_folders: Sequence[Path], mask_folder: Path, mask_suffix: str, hint: str
 ) -> list[FileSample]:
-    """Match the images of one folder with the masks of another by id.
+    """Match the images of one or several folders with the masks of another by id.
 
     Args:
-        image_folder: holds `<id>.<suffix>`.
+        image_folders: hold `<id>.<suffix>`; one of several may be missing.
         mask_folder: holds `<id><mask_suffix>`, such as `ISIC_0000000_segmentation.png`.
         mask_suffix: what follows the id in a mask's name.
         hint: what to do when a folder is missing, for the message.
 
     Raises:
-        UserError: a folder is missing or has no images, or an image or a mask has no partner.
+        UserError: a folder is missing, there are no images, two images have one id, or an image or
+            a mask has no partner.
     """
-    for folder in (image_folder, mask_folder):
+    present = [folder for folder in image_folders if folder.is_dir()]
+    for folder in (*(present or image_folders[:1]), mask_folder):
         if not folder.is_dir():
             raise UserError(f"The folder {folder} does not exist; {hint}")
-    images = {p.stem: p for p in image_folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
-    masks = {
-        p.name.removesuffix(mask_suffix): p
-        for p in mask_folder.iterdir()
-        if p.name.endswith(mask_suffix)
-    }
+    images = _images_by_id(present)
     if not images:
-        raise UserError(f"The folder {image_folder} has no images; {hint}")
-    for what, alone, folder in (
-        ("image", sorted(images.keys() - masks.keys()), mask_folder),
-        ("mask", sorted(masks.keys() - images.keys()), image_folder),
-    ):
-        if alone:
-            partner = f"{alone[0]}{mask_suffix}" if what == "image" else f"{alone[0]}.jpg"
-            raise UserError(
-                f"{len(alone)} {what}(s) without partner, first {alone[0]}: {folder / partner} is "
-                f"missing; restore it or remove the {what}."
-            )
+        raise UserError(f"The folder {' or '.join(map(str, present))} has no images; {hint}")
+    masks = {
+        path.name.removesuffix(mask_suffix): path
+        for path in _files(mask_folder)
+        if path.name.endswith(mask_suffix)
+    }
+    _refuse_unpaired("image", images.keys() - masks.keys(), [mask_folder], mask_suffix)
+    _refuse_unpaired("mask", masks.keys() - images.keys(), image_folders, ".jpg")
     return [FileSample(key, images[key], masks[key]) for key in sorted(images)]
+
+
+def _files(folder: Path) -> list[Path]:
+    # Hidden files are what other systems leave behind, such as `._ISIC_0000000.jpg`.
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _images_by_id(folders: Sequence[Path]) -> dict[str, Path]:
+    images: dict[str, Path] = {}
+    for path in (path for folder in folders for path in _files(folder)):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            first = images.setdefault(path.stem, path)
+            if first != path:
+                raise UserError(
+                    f"Two images have the id {path.stem}: {first} and {path}; remove one of them."
+                )
+    return images
+
+
+def _refuse_unpaired(what: str, ids: Set[str], folders: Sequence[Path], suffix: str) -> None:
+    if ids:
+        first = min(ids)
+        partners = " or ".join(str(folder / f"{first}{suffix}") for folder in folders)
+        raise UserError(
+            f"{len(ids)} {what}(s) without partner, first {first}: {partners} is missing; restore "
+            f"it or remove the {what}."
+        )
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import UserError
 
-__all__ = ["PARTS", "proportional_split", "split_sha", "spread"]
+__all__ = ["PARTS", "grouped_split", "proportional_split", "split_sha", "spread"]
 
 PARTS = ("train", "val", "test")
 
@@ -29,15 +29,48 @@ def proportional_split(count: int, reference: Sequence[int], order: Sequence[int
         UserError: a part would be empty.
     """
     n_train, n_val = (round(count * part / sum(reference)) for part in reference[:2])
-    if min(n_train, n_val, count - n_train - n_val) < 1:
-        raise UserError(
-            f"{count} images are too few to split into train, val and test in the proportions "
-            f"{'/'.join(map(str, reference))}; add images."
-        )
     parts = [""] * count
     for position, index in enumerate(order):
         parts[index] = PARTS[(position >= n_train) + (position >= n_train + n_val)]
+    _refuse_empty_parts(parts, reference, f"{count} images")
     return parts
+
+
+def grouped_split(groups: Sequence[str], reference: Sequence[int], seed: int) -> list[str]:
+    """Divide samples in the proportions of a reference, every group wholly into one part.
+
+    Groups are laid end to end in a random order, and each belongs to the part in which its middle
+    falls: a border between two parts is off by at most half a group.
+
+    Args:
+        groups: the group of each sample.
+        reference: as in `proportional_split`.
+        seed: of the order of the groups; the order of the samples does not matter.
+
+    Returns:
+        The part of each sample, by its index.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    middles = np.empty(len(names))
+    middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
+    borders = np.cumsum(reference[:2]) * len(groups) / sum(reference)
+    part_of_group = np.searchsorted(borders, middles, side="right")
+    parts = [PARTS[part] for part in part_of_group[member]]
+    _refuse_empty_parts(parts, reference, f"{len(groups)} images in {len(names)} group(s)")
+    return parts
+
+
+def _refuse_empty_parts(parts: Sequence[str], reference: Sequence[int], what: str) -> None:
+    for part in PARTS:
+        if part not in parts:
+            raise UserError(
+                f"{what} are too few to split into train, val and test in the proportions "
+                f"{'/'.join(map(str, reference))}: {part} would be empty; add images."
+            )
 
 
 def split_sha(ids: Sequence[str], parts: Sequence[str]) -> str:

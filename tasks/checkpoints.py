@@ -1,19 +1,43 @@
-"""Reading our own checkpoints: plain types only, architecture looked up by name."""
+"""Our own checkpoints: plain types only, written whole, architecture looked up by name."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import atomic_path
 from tasks.build import build_network
 
-__all__ = ["load_checkpoint", "network_from_checkpoint", "network_weights"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "load_checkpoint",
+    "network_from_checkpoint",
+    "network_weights",
+]
 
 WEIGHTS = {"ema": "state_dict", "online": "current_model_state"}
 # The groups without which a checkpoint's network cannot be rebuilt and used as it was trained.
 GROUPS = ("datamodule", "lightning_module", "network", "sampler", "schedule")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then renames it.
+
+    The Trainer's own way writes it in memory, then to the system's temporary folder, and moves it
+    from there, which across file systems is a copy that a kill can cut short.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        with atomic_path(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
+        return load_checkpoint(path, key="resume")
 
 
 def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:

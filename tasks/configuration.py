@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 
-__all__ = ["checkpoint_config", "get_value", "plain"]
+__all__ = ["checkpoint_config", "get_value", "plain", "relocate", "set_value"]
 
 # What a checkpoint decides for itself; the rest of a config is about the present run.
 _FIXED = ("network", "lightning_module", "schedule")
@@ -62,14 +62,14 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
             merged[group] = copy.deepcopy(trained[group])
             for key in given:
                 if key.startswith(f"{group}."):
-                    _copy_value(config, merged, key)
+                    set_value(merged, key, get_value(config, key))
     data, trained_data = merged["datamodule"], trained["datamodule"]
     for name in _TRAINED_FOR:
         if f"datamodule.{name}" not in given:
             data[name] = trained_data[name]
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
-        data["root"] = _relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
+        data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
     if "seed" in given:
         merged["lightning_module"]["seed"] = config["seed"]
     else:
@@ -84,14 +84,15 @@ def get_value(config: dict[str, Any], key: str) -> Any:
     return config
 
 
-def _copy_value(source: dict[str, Any], target: dict[str, Any], key: str) -> None:
+def set_value(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key."""
     *parents, last = key.split(".")
     for parent in parents:
-        source, target = source[parent], target.setdefault(parent, {})
-    target[last] = source[last]
+        config = config.setdefault(parent, {})
+    config[last] = value
 
 
-def _relocate(root: str, old_base: str, new_base: str) -> str:
+def relocate(root: str, old_base: str, new_base: str) -> str:
     """Move a dataset's folder from one data folder to another; leave it where it is in neither."""
     path = Path(root)
     return (

@@ -5,36 +5,53 @@ from typing import Any
 
 import lightning as L
 
+from common.errors import UserError
+from common.runs import read_results
 from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
 from tasks.records import RunRecord
+from tasks.resume import check_same_data, last_checkpoint, resumed_config
 from tasks.screen import print_results, print_start
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
-from tasks.training import build_trainer, log_config
+from tasks.training import build_trainer, log_config, name_wandb_run
 
 __all__ = ["run"]
 
 
 def run(config: dict[str, Any]) -> None:
-    """Train the network of a config and test its best checkpoint.
+    """Train the network of a config and test its best checkpoint; or go on where a run stopped.
 
     Everything that the user may have got wrong is checked before the first step.
 
     Raises:
         UserError: bad data, teacher or arguments.
+        Interrupted: a signal stopped the training; `last.ckpt` is there to go on from.
     """
+    resuming = config["resume"] is not None
+    if resuming:
+        config = resumed_config(config)
+    folder = Path(config["paths"]["run"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     datamodule = build_datamodule(config["datamodule"])
     teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
+    if description:
+        # A newer teacher must not take over when the run is resumed.
+        config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"])
     module = build_module(config, network, teacher)
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
+    name_wandb_run(config)
     trainer = build_trainer(config)
+    if not trainer.limit_val_batches:
+        raise UserError("trainer.limit_val_batches=0 leaves no best checkpoint; give at least 1.")
     datamodule.prepare_data()
     datamodule.setup()
+    if resuming:
+        check_same_data(folder, datamodule.split_sha)
 
+    earlier = read_results(folder) or {}
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     if description:
         record.results["teacher"] = description
@@ -42,10 +59,12 @@ def run(config: dict[str, Any]) -> None:
         log_config(trainer, config)
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
-        trainer.fit(module, datamodule=datamodule)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        record.add(val={k: v for k, v in metrics.items() if k.startswith("val/")})
-        best = Path(config["paths"]["run"]) / "checkpoints" / "best.ckpt"
+        start = last_checkpoint(folder) if resuming else None
+        trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}
+        # A resumed run that had nothing left to train was validated when it ended.
+        record.add(val=metrics or earlier.get("val"))
+        best = folder / "checkpoints" / "best.ckpt"
         record.add(**evaluate(trainer, module, datamodule, best))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)

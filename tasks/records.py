@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from common.files import write_text_atomic
-from common.runs import RESULTS_SCHEMA, write_results
+from common.runs import RESULTS_SCHEMA, read_results, write_results
 from tasks.build import describe_network
 
 __all__ = ["RunRecord"]
@@ -41,7 +41,8 @@ class RunRecord:
         self._config = config
         self._parts = datamodule.parts
         self._writes = writes
-        self._started = time.monotonic()
+        earlier = (read_results(self.folder) or {}).get("seconds") or 0
+        self._started = time.monotonic() - earlier
         data = config["datamodule"]
         counts = {f"n_{part}": len(rows) for part, rows in datamodule.datasets.items()}
         self.results: dict[str, Any] = {
@@ -76,8 +77,9 @@ class RunRecord:
         self._write()
         try:
             yield
-        except BaseException:
-            self.add(status="failed")
+        except BaseException as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.add(status="failed", reason=reason)
             raise
         self.add(status="finished")
 

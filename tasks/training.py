@@ -1,6 +1,7 @@
 """The Trainer of a run, with its callbacks and loggers."""
 
 import os
+import secrets
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger
 
 from common.errors import UserError
 from lightning_modules.callbacks import ConfigRecord
+from tasks.checkpoints import AtomicCheckpointIO
 
-__all__ = ["build_trainer", "log_config"]
+__all__ = ["build_trainer", "log_config", "name_wandb_run"]
 
 # What Lightning says on every run and a user can do nothing about.
 _NOISE = (
@@ -22,6 +23,8 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*GPU available but not used.*",
+    # Ours is: the datamodule leaves out what the epoch has had.
+    ".*your dataloader is not resumable.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",
 )
 
@@ -40,7 +43,7 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
     callbacks = [
         _instantiate(settings, f"callbacks.{name}")
         for name, settings in (config["callbacks"] or {}).items()
-        if settings
+        if settings and (name != "progress_bar" or config["trainer"]["enable_progress_bar"])
     ]
     loggers = [
         _instantiate(settings, f"logger.{name}")
@@ -48,7 +51,11 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
         if settings
     ]
     return _instantiate(
-        config["trainer"], "trainer", callbacks=[*callbacks, ConfigRecord(config)], logger=loggers
+        config["trainer"],
+        "trainer",
+        callbacks=[*callbacks, ConfigRecord(config)],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
     )
 
 
@@ -56,8 +63,14 @@ def log_config(trainer: L.Trainer, config: dict[str, Any]) -> None:
     """Hand the config to the loggers that show one; the run folder has it as a file."""
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):
-                logger.log_hyperparams(config)
+            logger.log_hyperparams(config)
+
+
+def name_wandb_run(config: dict[str, Any]) -> None:
+    """Give a new run its W&B id, under which it goes on when it is resumed."""
+    settings = (config["logger"] or {}).get("wandb")
+    if settings and settings.get("id") is None:
+        settings["id"] = secrets.token_hex(4)
 
 
 def _instantiate(settings: dict[str, Any], key: str, **arguments: Any) -> Any:

@@ -108,6 +108,14 @@ def isic_data(tmp_path_factory) -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def ham_data(tmp_path_factory) -> Path:
+    """A data folder with 24 made-up images of 16 lesions in the official layout of HAM10000."""
+    data = tmp_path_factory.mktemp("data")
+    write_ham10000(data / "ham10000", 24)
+    return data
+
+
 @pytest.fixture
 def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
     """Makes a silent Trainer on the CPU that leaves nothing behind."""
@@ -136,6 +144,22 @@ def write_isic2018(root: Path, count: int) -> None:
         image, mask = synthesise_lesion(0, index)
         Image.fromarray(image).save(images / f"ISIC_{index:07d}.jpg", quality=95)
         Image.fromarray(mask * 255).save(masks / f"ISIC_{index:07d}_segmentation.png")
+
+
+def write_ham10000(root: Path, count: int) -> None:
+    """Write images to both parts; the lesions of the first images come back in the last ones."""
+    masks = root / "HAM10000_segmentations_lesion_tschandl"
+    masks.mkdir(parents=True)
+    rows = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    for index in range(count):
+        image, mask = synthesise_lesion(1, index)
+        images = root / f"HAM10000_images_part_{1 + 2 * index // count}"
+        images.mkdir(exist_ok=True)
+        name = f"ISIC_{index:07d}"
+        Image.fromarray(image).save(images / f"{name}.jpg", quality=95)
+        Image.fromarray(mask * 255).save(masks / f"{name}_segmentation.png")
+        rows.append(f"HAM_{index % (2 * count // 3):07d},{name},nv,histo,50.0,male,back")
+    (root / "HAM10000_metadata.csv").write_text("\r\n".join(rows))
 
 
 @pytest.fixture

@@ -1,9 +1,23 @@
-"""What happens around training: moving average, a last validation, records and pictures."""
+"""What happens around training: averages, learning rate, a last validation, records, pictures."""
 
 from lightning_modules.callbacks.config_record import ConfigRecord
 from lightning_modules.callbacks.ema import EMA
 from lightning_modules.callbacks.final_validation import FinalValidation
+from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
+from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.pictures import Pictures
+from lightning_modules.callbacks.plateau import Plateau
+from lightning_modules.callbacks.random_state import RandomState
 from lightning_modules.callbacks.test_images import TestImages
 
-__all__ = ["EMA", "ConfigRecord", "FinalValidation", "Pictures", "TestImages"]
+__all__ = [
+    "EMA",
+    "ConfigRecord",
+    "FinalValidation",
+    "LastCheckpoint",
+    "MetricsFile",
+    "Pictures",
+    "Plateau",
+    "RandomState",
+    "TestImages",
+]

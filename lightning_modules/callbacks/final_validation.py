@@ -1,5 +1,7 @@
 """One more validation when training ends between two of them."""
 
+from typing import Any
+
 import lightning as L
 
 __all__ = ["FinalValidation"]
@@ -14,6 +16,12 @@ class FinalValidation(L.Callback):
 
     def __init__(self) -> None:
         self._validated_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validated_step": self._validated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validated_step = state_dict["validated_step"]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validated_step = trainer.global_step

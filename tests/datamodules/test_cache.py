@@ -86,7 +86,8 @@ def test_a_failed_build_leaves_nothing(isic_copy, tmp_path):
 def test_a_mask_of_another_size_is_named(isic_copy, tmp_path):
     samples = find(isic_copy)
     Image.fromarray(np.zeros((50, 60), np.uint8)).save(samples[2].mask)
-    with pytest.raises(UserError, match=r"ISIC_0000002 .* 192x144 pixels and a mask of 60x50"):
+    message = r"ISIC_0000002.jpg has 192x144 .*ISIC_0000002_segmentation.png has 60x50"
+    with pytest.raises(UserError, match=message):
         open_cache(samples, tmp_path / "cache", "isic2018", 16, antialias=True)
 
 

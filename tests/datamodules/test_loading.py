@@ -50,6 +50,15 @@ def test_processes_train_on_equally_many(world_size):
     assert set(functools.reduce(operator.iadd, indices, [])) == set(range(10))
 
 
+def test_an_epoch_can_be_taken_up_in_its_middle():
+    order = [i for _, i in EpochSampler(10, shuffle=True, pad=True, rank=1, world_size=3)]
+    sampler = EpochSampler(10, shuffle=True, pad=True, rank=1, world_size=3, start=3)
+    assert len(order) == len(sampler) == 4
+    assert [i for _, i in sampler] == order[3:]
+    assert len(sampler) == 4
+    assert [i for _, i in sampler] == order, "the next epoch is whole"
+
+
 def batches(make_config, isic_data, **settings):
     from tasks.build import build_datamodule
 
@@ -85,6 +94,16 @@ def test_samples_do_not_depend_on_workers_or_batch_size(make_config, isic_data):
     assert equal(plain, epoch_of(batches(make_config, isic_data, batch_size=7), 2))
     assert not equal(plain, epoch_of(batches(make_config, isic_data), 3))
     assert not equal(plain, epoch_of(batches(make_config, isic_data, seed=5), 2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_can_be_taken_up_in_the_middle_of_an_epoch(make_config, isic_data, num_workers):
+    loader = batches(make_config, isic_data, num_workers=num_workers).train_dataloader()
+    whole = [batch["id"] for batch in loader]
+    loader.sampler.start = 2 * loader.batch_size
+    assert [batch["id"] for batch in loader] == whole[2:]
+    assert len(loader) == len(whole) == 4
+    assert [batch["id"] for batch in loader] == whole
 
 
 def test_loading_leaves_the_global_generator_alone(make_config, isic_data):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from datamodules.splits import proportional_split, split_sha, spread
+from datamodules.splits import PARTS, grouped_split, proportional_split, split_sha, spread
 
 REFERENCE = (1815, 259, 520)
 
@@ -29,8 +29,47 @@ def test_the_order_decides_who_is_where():
 
 
 def test_too_few_files_are_refused():
-    with pytest.raises(UserError, match="3 images are too few"):
+    with pytest.raises(UserError, match="3 images are too few .* 1815/259/520: val would be empty"):
         proportional_split(3, REFERENCE, range(3))
+
+
+def lesions(count, seed=0):
+    """Lesions of one to five images each, about as HAM10000 has them."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.choice([1, 2, 3, 4, 5], count, p=[0.72, 0.2, 0.06, 0.01, 0.01])
+    return [f"HAM_{i:07d}" for i, size in enumerate(sizes) for _ in range(size)]
+
+
+@pytest.mark.parametrize("count", [30, 1000, 7470])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_groups_stay_together_in_the_references_proportions(count, seed):
+    groups = lesions(count)
+    parts = grouped_split(groups, (7200, 1800, 1015), seed)
+    members = [{g for g, p in zip(groups, parts, strict=True) if p == part} for part in PARTS]
+    assert sum(len(part) for part in members) == len(set(groups)), "no group in two parts"
+    borders = np.cumsum([parts.count("train"), parts.count("val")])
+    expected = np.cumsum([7200, 1800]) * len(groups) / 10015
+    assert np.abs(borders - expected).max() <= 2.5, "half of the largest group"
+
+
+def test_groups_of_one_have_the_references_counts():
+    parts = grouped_split([str(i) for i in range(10015)], (7200, 1800, 1015), 0)
+    assert [parts.count(part) for part in PARTS] == [7200, 1800, 1015]
+    assert parts != sorted(parts, key=PARTS.index), "dealt out at random"
+
+
+def test_grouping_depends_on_the_seed_and_not_on_the_order_of_samples():
+    groups = lesions(100)
+    order = np.random.default_rng(1).permutation(len(groups))
+    parts = np.array(grouped_split(groups, REFERENCE, 3))
+    again = np.array(grouped_split([groups[i] for i in order], REFERENCE, 3))
+    assert np.array_equal(parts[order], again)
+    assert grouped_split(groups, REFERENCE, 4) != parts.tolist()
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(UserError, match=r"9 images in 1 group\(s\) are too few .* would be empty"):
+        grouped_split(["one"] * 9, REFERENCE, 0)
 
 
 def test_digest_depends_on_the_split_and_not_on_the_order():

@@ -1,0 +1,86 @@
+"""The losses and scores of a run as a table."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from common.files import write_text_atomic
+
+__all__ = ["MetricsFile"]
+
+
+class MetricsFile(Logger):
+    """Keeps `metrics.csv`: a row each time something is logged, a column for each key.
+
+    The file is always whole, and a resumed run continues it as if it had never been stopped; the
+    Trainer's own logger for such files deletes it then.
+
+    Args:
+        folder: the run folder.
+        flush_every_n_steps: steps after which the file is written anew.
+    """
+
+    def __init__(self, folder: str | Path, flush_every_n_steps: int = 100) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self.flush_every_n_steps = flush_every_n_steps
+        self._rows: list[dict[str, Any]] = []
+        self._flushed_step = 0
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Do nothing: the run folder has the config as a file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        values = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
+        self._rows.append({**values, "step": step})
+        if step is not None and step - self._flushed_step >= self.flush_every_n_steps:
+            self.save()
+            self._flushed_step = step
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._rows:
+            return
+        text = io.StringIO()
+        columns = sorted(set().union(*self._rows))
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text_atomic(self.path, text.getvalue())
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    @rank_zero_only
+    def restore(self, steps: int, validated: bool) -> None:
+        """Read the rows that a checkpoint knows of.
+
+        Args:
+            steps: optimizer steps that the checkpoint has made; rows of later ones are dropped.
+            validated: whether the checkpoint has seen the validation after its last step.
+        """
+        if not self.path.is_file():
+            return
+        with self.path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                scored = any(value for key, value in row.items() if key.startswith("val/"))
+                if step < steps - 1 or (step == steps - 1 and (validated or not scored)):
+                    self._rows.append({key: value for key, value in row.items() if value != ""})
+        self._flushed_step = steps

@@ -1,0 +1,62 @@
+"""A learning rate that falls when the validation loss stops falling."""
+
+from typing import Any
+
+import lightning as L
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from common.errors import UserError
+from lightning_modules.callbacks.last_checkpoint import between_epochs
+
+__all__ = ["Plateau"]
+
+
+class Plateau(L.Callback):
+    """Multiplies the learning rate by `factor` after `patience` validations without a lower loss.
+
+    `val/loss` is taken at fixed times and noise, so that a fall is one of the network and not of
+    chance. The rate that each validation leaves is logged as `train/lr`. The Trainer's own handling
+    of this scheduler loses a step when a run resumes.
+
+    Args:
+        factor: in (0, 1).
+        patience: validations to wait, at least 0.
+        min_lr: no rate below this.
+
+    Raises:
+        UserError: an argument is outside its range.
+    """
+
+    def __init__(self, factor: float = 0.5, patience: int = 5, min_lr: float = 0.0) -> None:
+        for key, value, legal in (
+            ("factor", factor, 0 < factor < 1),
+            ("patience", patience, isinstance(patience, int) and patience >= 0),
+            ("min_lr", min_lr, min_lr >= 0),
+        ):
+            if not legal:
+                raise UserError(f"callbacks.plateau.{key}={value} is out of range; see Plateau.")
+        self.settings = {"factor": factor, "patience": patience, "min_lr": min_lr}
+        self._scheduler: ReduceLROnPlateau | None = None
+        self._loaded: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._scheduler is None:
+            return {}
+        state = self._scheduler.state_dict()
+        return {key: state[key] for key in ("best", "num_bad_epochs")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._scheduler = ReduceLROnPlateau(trainer.optimizers[0], **self.settings)
+        self._scheduler.load_state_dict(self._loaded)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The extra validation after training is not one that an uninterrupted run would have had.
+        if self._scheduler is None or between_epochs(trainer):
+            return
+        self._scheduler.step(float(trainer.callback_metrics["val/loss"]))
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/lr": rate}, step=trainer.global_step - 1)

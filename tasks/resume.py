@@ -1,0 +1,174 @@
+"""Going on with a run that was stopped, in its own folder and with its own config."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from common.errors import UserError
+from common.runs import read_results
+from tasks.configuration import get_value, relocate, set_value
+
+__all__ = ["check_same_data", "last_checkpoint", "resumed_config", "run_folder"]
+
+# What may differ from the command that started the run.
+_FREE = ("trainer", "paths", "logger", "resume", "teacher.checkpoint", "datamodule.num_workers")
+# What follows from `paths`.
+_PLACES = ("datamodule.root", "datamodule.cache")
+
+
+def run_folder(resume: str | None, runs: str, experiment: str, stamp: str) -> str:
+    """Return the folder of a run: a new one, or that of the run to resume.
+
+    Args:
+        resume: a run folder, `latest`, or none.
+        runs: the folder of all runs.
+        experiment: the name under which this run's folder lies in `runs`.
+        stamp: the time, which names a new folder.
+
+    Raises:
+        UserError: there is no such run, or it has no `last.ckpt`.
+    """
+    if resume is None:
+        return str(Path(runs) / experiment / stamp)
+    if resume != "latest":
+        if not last_checkpoint(Path(resume)).is_file():
+            raise UserError(
+                f"resume={resume} has no checkpoints/last.ckpt to go on from; give the folder of a "
+                "run that has, or leave resume out to start a new run."
+            )
+        return resume
+    named = any(o.split("=", 1)[0] == "experiment" for o in HydraConfig.get().overrides.task)
+    pattern = f"{experiment if named else '*'}/*"
+    found = [p for p in Path(runs).glob(pattern) if last_checkpoint(p).is_file()]
+    if not found:
+        raise UserError(
+            f"resume=latest finds no run with a checkpoints/last.ckpt in {Path(runs) / pattern}; "
+            "leave resume out to start a new run."
+        )
+    return str(max(found, key=lambda folder: folder.name))
+
+
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return where a run folder has the checkpoint to go on from."""
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with which the run in `paths.run` goes on: its own.
+
+    Trainer, paths, logger, loader processes and the teacher's place may be given anew on the
+    command line. Everything else given there must be what the run has, so that the command that
+    started a run, with `resume=latest` at its end, goes on with it.
+
+    Args:
+        config: as composed from the command line, resolved.
+
+    Raises:
+        UserError: the folder has no readable config, or the command line contradicts it.
+    """
+    folder = Path(config["paths"]["run"])
+    stored = _read_config(folder)
+    merged = _moved(copy.deepcopy(stored), stored["paths"]["run"], str(folder))
+    merged["resume"] = config["resume"]
+    given = [o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task]
+    for key in given:
+        key = key.replace("/", ".").split("@")[0]
+        if key in ("experiment", "debug"):
+            _check_equal(folder, key, *(_choices(c)[key] for c in (stored, config)))
+        elif _is_free(key):
+            set_value(merged, key, copy.deepcopy(get_value(config, key)))
+        else:
+            theirs, ours = get_value(stored, key), get_value(config, key)
+            for part in _differing(theirs, ours, key):
+                if part not in _PLACES and not _is_free(part):
+                    _check_equal(folder, part, get_value(stored, part), get_value(config, part))
+    _follow_paths(merged, stored, config, given)
+    identity = get_value(stored, "logger.wandb.id")
+    if identity and get_value(merged, "logger.wandb"):
+        merged["logger"]["wandb"]["id"] = identity
+    return merged
+
+
+def check_same_data(folder: Path, split_sha: str) -> None:
+    """Refuse to go on with a run whose images or split have changed since.
+
+    Raises:
+        UserError: the digest of the split is not the one in the run's `results.json`.
+    """
+    before = get_value(read_results(folder) or {}, "data.split_sha")
+    if before not in (None, split_sha):
+        raise UserError(
+            f"The data is not what the run {folder} was started with (split {split_sha}, then "
+            f"{before}); restore the images or start a new run."
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}), so the run cannot be resumed; give "
+            "the folder of another run or start a new one."
+        ) from error
+    if not isinstance(stored, dict) or stored.get("task") != "fit":
+        raise UserError(f"{folder} is no training run; resume=<folder> needs one.")
+    return stored
+
+
+def _choices(config: dict[str, Any]) -> dict[str, Any]:
+    return {"experiment": config["run_name"], "debug": config["debug_mode"]}
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
+
+
+def _differing(theirs: Any, ours: Any, key: str) -> list[str]:
+    """Return the dotted keys of the leaves in which two values differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        names = [*theirs, *(name for name in ours if name not in theirs)]
+        return [
+            part
+            for name in names
+            for part in _differing(theirs.get(name), ours.get(name), f"{key}.{name}")
+        ]
+    return [] if theirs == ours else [key]
+
+
+def _check_equal(folder: Path, key: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"{key}={ours} cannot change the run {folder}, which has {theirs}; leave it out, or "
+            "leave resume out to start a new run."
+        )
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """Replace the run folder at the start of every path in a config."""
+    if isinstance(value, dict):
+        return {key: _moved(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_moved(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
+        return new + value[len(old) :]
+    return value
+
+
+def _follow_paths(
+    merged: dict[str, Any], stored: dict[str, Any], config: dict[str, Any], given: list[str]
+) -> None:
+    """Let the dataset follow `paths.data` and `paths.cache` where the command line gives them."""
+    data, old, new = merged["datamodule"], stored["paths"], config["paths"]
+    if "paths.data" in given and data.get("root"):
+        data["root"] = relocate(data["root"], old["data"], new["data"])
+    if "paths.cache" in given:
+        data["cache"] = relocate(data["cache"], old["cache"], new["cache"])

@@ -1,0 +1,205 @@
+"""HAM10000: both layouts, lesions that stay together, and what is said of damaged folders."""
+
+import shutil
+
+import pytest
+import torch
+
+from common.errors import UserError
+from datamodules import HAM10000
+
+PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
+MASKS = "HAM10000_segmentations_lesion_tschandl"
+METADATA = "HAM10000_metadata.csv"
+
+
+@pytest.fixture
+def ham_copy(ham_data, tmp_path):
+    """A copy of the data folder for a test to damage."""
+    return shutil.copytree(ham_data, tmp_path / "data")
+
+
+def build(data, tmp_path, **settings):
+    arguments = {"image_size": 16, "batch_size": 4, "split": "lesion_grouped", **settings}
+    return HAM10000(root=data / "ham10000", cache=tmp_path / "cache", **arguments)
+
+
+def make(data, tmp_path, **settings):
+    datamodule = build(data, tmp_path, **settings)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def to_reference_layout(root):
+    (root / MASKS).rename(root / "masks")
+    (root / PARTS[0]).rename(root / "images")
+    for path in (root / PARTS[1]).iterdir():
+        path.rename(root / "images" / path.name)
+    (root / PARTS[1]).rmdir()
+
+
+def counts(datamodule):
+    return {part: len(dataset) for part, dataset in datamodule.datasets.items()}
+
+
+def test_batches_follow_the_contract(ham_data, tmp_path):
+    datamodule = make(ham_data, tmp_path)
+    for part in ("train", "val", "test"):
+        batch = next(iter(getattr(datamodule, f"{part}_dataloader")()))
+        count = len(batch["id"])
+        assert batch.keys() == {"image", "mask", "edge_distance", "id", "size"}
+        assert batch["image"].shape == (count, 3, 16, 16)
+        assert batch["mask"].shape == batch["edge_distance"].shape == (count, 1, 16, 16)
+        assert batch["mask"].unique().tolist() == [0, 1]
+        assert batch["size"].tolist() == [[144, 192]] * count
+
+
+def test_both_parts_are_found_and_the_references_split_is_in_sorted_order(ham_data, tmp_path):
+    datamodule = make(ham_data, tmp_path, split="reference")
+    assert list(datamodule.parts) == [f"ISIC_{i:07d}" for i in range(24)]
+    assert list(datamodule.parts.values()) == ["train"] * 17 + ["val"] * 4 + ["test"] * 3
+
+
+def test_images_of_a_lesion_stay_together(ham_data, tmp_path):
+    for split_seed in range(5):
+        datamodule = make(ham_data, tmp_path, split_seed=split_seed)
+        parts = datamodule.parts
+        for index in range(8):
+            assert parts[f"ISIC_{index:07d}"] == parts[f"ISIC_{index + 16:07d}"]
+        sizes = counts(datamodule)
+        assert sum(sizes.values()) == 24
+        assert abs(sizes["train"] - 24 * 7200 / 10015) <= 1
+        assert abs(sizes["test"] - 24 * 1015 / 10015) <= 1
+
+
+def test_only_the_seed_of_the_split_changes_it(ham_data, tmp_path):
+    first = make(ham_data, tmp_path, split_seed=1, seed=1)
+    assert first.split_sha == make(ham_data, tmp_path, split_seed=1, seed=2).split_sha
+    assert first.split_sha != make(ham_data, tmp_path, split_seed=2, seed=1).split_sha
+
+
+def test_the_references_layout_gives_the_same_samples(ham_data, ham_copy, tmp_path):
+    to_reference_layout(ham_copy / "ham10000")
+    official, reference = make(ham_data, tmp_path), make(ham_copy, tmp_path)
+    assert reference.parts == official.parts
+    for part in ("train", "val", "test"):
+        one, two = (d.datasets[part][0, 0] for d in (official, reference))
+        assert torch.equal(one["image"], two["image"])
+
+
+def test_the_first_part_alone_is_a_dataset(ham_copy, tmp_path):
+    root = ham_copy / "ham10000"
+    for path in (root / PARTS[1]).iterdir():
+        (root / MASKS / f"{path.stem}_segmentation.png").unlink()
+    shutil.rmtree(root / PARTS[1])
+    assert counts(make(ham_copy, tmp_path, split="reference")) == {"train": 9, "val": 2, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("HAM10000_metadata", lambda text: text),
+        ("HAM10000_metadata.tab", lambda text: text.replace(",", "\t")),
+        ("HAM10000_metadata.tab", lambda t: '"' + t.replace(",", '"\t"').replace("\r\n", '"\n"')),
+        ("HAM10000_metadata.csv", lambda text: "\ufeff" + text),
+        ("HAM10000_metadata.csv", lambda t: "\n".join([t.split()[0], *sorted(t.split()[1:])])),
+    ],
+)
+def test_metadata_is_read_in_every_form_it_comes_in(ham_data, ham_copy, tmp_path, name, change):
+    path = ham_copy / "ham10000" / METADATA
+    text = path.read_bytes().decode()
+    path.unlink()
+    path.with_name(name).write_bytes(change(text).encode())
+    assert make(ham_copy, tmp_path).parts == make(ham_data, tmp_path).parts
+
+
+def drop_row(root):
+    lines = (root / METADATA).read_text().splitlines()
+    (root / METADATA).write_text("\n".join(line for line in lines if "ISIC_0000007" not in line))
+
+
+def one_lesion(root):
+    rows = "".join(f"ISIC_{index:07d},HAM_0000001\n" for index in range(24))
+    (root / METADATA).write_text("image_id,lesion_id\n" + rows)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda r: (r / METADATA).unlink(),
+            r"lesion_grouped needs .*HAM10000_metadata.csv; .*DBW86T.*split=reference",
+        ),
+        (
+            drop_row,
+            r"metadata.csv has no lesion_id for 1 of 24 images, first ISIC_0000007.*reference",
+        ),
+        (
+            lambda r: (r / METADATA).write_text("image_id,dx\nISIC_0000000,nv\n"),
+            r"metadata.csv has no columns image_id and lesion_id",
+        ),
+        (
+            lambda r: (r / METADATA).write_bytes(b"\x89PNG\xff\xfe\x00,"),
+            r"metadata.csv has no columns image_id and lesion_id",
+        ),
+        (
+            one_lesion,
+            r"24 images in 1 group\(s\) are too few .* 7200/1800/1015: val would be empty",
+        ),
+    ],
+)
+def test_a_split_that_is_not_possible_is_refused_before_decoding(
+    ham_copy, tmp_path, damage, message
+):
+    damage(ham_copy / "ham10000")
+    datamodule = build(ham_copy, tmp_path)
+    with pytest.raises(UserError, match=message):
+        datamodule.prepare_data()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("split", ["reference", "random"])
+def test_other_splits_do_without_metadata(ham_copy, tmp_path, split):
+    (ham_copy / "ham10000" / METADATA).unlink()
+    datamodule = make(ham_copy, tmp_path, split=split)
+    assert counts(datamodule) == {"train": 17, "val": 4, "test": 3}
+
+
+def copy_to_second_part(root):
+    shutil.copy(root / PARTS[0] / "ISIC_0000002.jpg", root / PARTS[1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, r"ham10000 has neither HAM10000_images_part_1/ .*, nor images/"),
+        (
+            lambda r: shutil.rmtree(r / MASKS),
+            r"segmentations_lesion_tschandl/, nor images/ beside masks/; .*DBW86T.*paths.data",
+        ),
+        (
+            lambda r: shutil.rmtree(r / PARTS[1]),
+            r"12 mask\(s\) without partner, first ISIC_0000012: .*part_1/ISIC_0000012.jpg or "
+            r".*part_2/ISIC_0000012.jpg is missing",
+        ),
+        (
+            copy_to_second_part,
+            r"the id ISIC_0000002: .*part_1/ISIC_0000002.jpg and .*part_2/ISIC_0000002.jpg",
+        ),
+    ],
+)
+def test_missing_and_doubled_files_are_named(ham_copy, tmp_path, damage, message):
+    damage(ham_copy / "ham10000")
+    with pytest.raises(UserError, match=message):
+        make(ham_copy, tmp_path)
+
+
+def test_lesions_are_grouped_unless_asked_otherwise(ham_data, make_config):
+    from tasks.build import build_datamodule
+
+    config = make_config("datamodule=ham10000", f"paths.data={ham_data}", "seed=4")
+    datamodule = build_datamodule(config["datamodule"])
+    assert datamodule.split == "lesion_grouped"
+    assert (datamodule.seed, datamodule.split_seed) == (4, 0)
+    assert len(datamodule.find_samples()) == 24

@@ -1,0 +1,188 @@
+"""A run that was stopped, in whatever way, ends bit for bit as one that was not."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from common.errors import Interrupted, UserError
+from common.runs import read_results
+from lightning_modules import DiffusionSegmentation
+from tasks import fit
+
+TINY = (
+    "experiment=demo_teacher",
+    "logger=csv",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "datamodule.num_samples=57",  # 40 for training, 5 batches of 8
+    "datamodule.batch_size=8",
+    "datamodule.image_size=16",
+    "network.kwargs.dim_x_mults=[1,1]",
+    "network.kwargs.dim_g_mults=[1,1]",
+    "callbacks.ema.update_after_step=3",
+    "callbacks.plateau.patience=0",
+    "lightning_module.validation.num_images=4",
+)
+EVERY, SECOND = (f"trainer.check_val_every_n_epoch={n}" for n in (1, 2))
+EPOCHS = "trainer.max_epochs={}".format
+
+
+@pytest.fixture
+def train(make_config, tmp_path):
+    """Trains into a folder of its own, from the start or on from where it stopped."""
+
+    def run(folder, *overrides, resume=False):
+        place = tmp_path / "runs" / folder / "2026-01-01"
+        config = make_config(
+            *TINY,
+            f"hydra.runtime.output_dir={place}",
+            *overrides,
+            *([f"resume={place}"] if resume else []),
+        )
+        fit.run(config)
+        return place
+
+    return run
+
+
+def outcome(folder):
+    """Return everything that must not depend on whether the run was stopped."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    last = "state_dict", "current_model_state", "averaging_state", "optimizer_states", "global_step"
+    parts = {key: checkpoint[key] for key in (*last, "random_state")}
+    parts["callbacks"] = {
+        name: state
+        for name, state in checkpoint["callbacks"].items()
+        if "Plateau" in name or "EMA" in name
+    }
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    parts["batches"] = progress
+    results = read_results(folder)
+    scores = {key: results[key] for key in ("val", "test", "status")}
+    table = (folder / "metrics.csv").read_text()
+    return parts, scores, table, (folder / "test_images.csv").read_text()
+
+
+def assert_equal(one, two, where=""):
+    assert type(one) is type(two), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_equal(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for index, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_equal(a, b, f"{where}/{index}")
+    else:
+        assert one == two, where
+
+
+@pytest.mark.parametrize(
+    ("straight", "stopped", "resumed"),
+    [
+        pytest.param([EVERY, EPOCHS(3)], [EVERY, EPOCHS(1)], [EPOCHS(3)], id="after an epoch"),
+        pytest.param(
+            [SECOND, EPOCHS(4)], [SECOND, EPOCHS(1)], [EPOCHS(4)], id="between validations"
+        ),
+        pytest.param(
+            [EVERY, EPOCHS(3)],
+            [EVERY, EPOCHS(3), "trainer.max_steps=7"],
+            ["trainer.max_steps=-1"],
+            id="within an epoch",
+        ),
+        pytest.param(
+            [SECOND, "trainer.max_steps=18"],
+            [SECOND, "trainer.max_steps=5"],
+            ["trainer.max_steps=18"],
+            id="by steps, after an epoch",
+        ),
+        pytest.param(
+            [EVERY, "trainer.max_steps=13"],
+            [EVERY, "trainer.max_steps=10"],
+            ["trainer.max_steps=13"],
+            id="by steps, after a validation",
+        ),
+        pytest.param(
+            [EVERY, EPOCHS(3), "datamodule.num_workers=2"],
+            [EVERY, EPOCHS(3), "datamodule.num_workers=2", "trainer.max_steps=7"],
+            ["trainer.max_steps=-1"],
+            id="with loader processes",
+        ),
+        pytest.param(
+            [EVERY, EPOCHS(3), "trainer.accumulate_grad_batches=2"],
+            [EVERY, EPOCHS(3), "trainer.accumulate_grad_batches=2", "trainer.max_steps=4"],
+            ["trainer.max_steps=-1"],
+            id="with accumulated gradients",
+        ),
+        pytest.param(
+            [EVERY, EPOCHS(2), "trainer.val_check_interval=2"],
+            [EVERY, EPOCHS(2), "trainer.val_check_interval=2", "trainer.max_steps=3"],
+            ["trainer.max_steps=-1"],
+            id="with validations within an epoch",
+        ),
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_never_stopped(train, straight, stopped, resumed):
+    expected = outcome(train("straight", *straight))
+    train("stopped", *stopped)
+    assert_equal(outcome(train("stopped", *resumed, resume=True)), expected)
+
+
+def kill_at(monkeypatch, step, calls, signum):
+    """Send a signal to this process within a given call of a step, once."""
+    original = getattr(DiffusionSegmentation, step)
+    seen = []
+
+    def stepping(self, batch, batch_idx):
+        seen.append(batch_idx)
+        if len(seen) == calls:
+            os.kill(os.getpid(), signum)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionSegmentation, step, stepping)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("step", "calls", "schedule"),
+    [
+        pytest.param("training_step", 7, EVERY, id="within an epoch"),
+        pytest.param("training_step", 10, EVERY, id="before a validation"),
+        pytest.param("training_step", 5, SECOND, id="after an epoch"),
+        pytest.param("validation_step", 2, EVERY, id="within a validation"),
+        pytest.param("validation_step", 1, "trainer.check_val_every_n_epoch=9", id="at the end"),
+        pytest.param("test_step", 1, EVERY, id="within the test"),
+    ],
+)
+def test_a_signalled_run_goes_on_as_if_nothing_had_been(
+    train, monkeypatch, signum, step, calls, schedule
+):
+    expected = outcome(train("straight", schedule, EPOCHS(4)))
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, calls, signum)
+        with pytest.raises(Interrupted):
+            train("stopped", schedule, EPOCHS(4))
+    folder = train("stopped", resume=True)
+    assert_equal(outcome(folder), expected)
+    assert not [p for p in folder.rglob("*") if p.name.startswith(".")], "nothing half-written"
+
+
+def test_an_interrupted_run_says_so(train, monkeypatch, tmp_path):
+    kill_at(monkeypatch, "training_step", 2, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train("stopped", EVERY, EPOCHS(1))
+    results = read_results(tmp_path / "runs/stopped/2026-01-01")
+    assert (results["status"], results["reason"]) == ("failed", "Interrupted: stopped by SIGTERM")
+
+
+def test_a_time_limit_counts_from_the_resumed_command(train):
+    folder = train("stopped", EVERY, EPOCHS(50), "trainer.max_time=00:00:00:01")
+    first = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    train("stopped", resume=True)
+    second = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < first < second < 250
