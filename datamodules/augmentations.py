@@ -6,23 +6,31 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from common.errors import UserError
+from datamodules.augmentation_transforms import (
+    add_drops,
+    piecewise_affine_map,
+    rain_drops,
+    then_affine,
+    triangle_affine,
+)
 
 # The library looks up newer versions online when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-__all__ = ["Augmentation"]
+__all__ = ["AffineElastic", "Augmentation", "FastPiecewiseAffine", "Flip", "RainSpatter"]
 
 
 class Augmentation:
     """A list of transforms, applied in order with one seed a sample.
 
     Args:
-        transforms: each a mapping with the albumentations class under `name` and its arguments,
-            such as `{name: HorizontalFlip, p: 0.5}`.
+        transforms: each a mapping with the transform's class under `name` (of this module or of
+            albumentations) and its arguments, such as `{name: HorizontalFlip, p: 0.5}`.
         p: probability that the list is applied at all.
 
     Raises:
@@ -46,25 +54,165 @@ class Augmentation:
         return result["image"], result["mask"]
 
 
+class Flip(A.DualTransform):
+    """Mirror left-right, up-down or both, with equal chances (gone from albumentations 2)."""
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the axes to mirror."""
+        return {"axes": self.py_random.choice([(0,), (1,), (0, 1)])}
+
+    def apply(self, img: np.ndarray, axes: tuple[int, ...], **params: Any) -> np.ndarray:
+        """Mirror an image or a mask."""
+        return np.flip(img, axes)
+
+
+class RainSpatter(A.ImageOnlyTransform):
+    """Drops on the lens; the mask stays as it is.
+
+    albumentations 2 has no dark drops. The arguments are those of 1.3.1, see `rain_drops`.
+
+    Args:
+        mean: mean of the liquid layer.
+        std: its standard deviation before the blur, at least 0.
+        gauss_sigma: its blur in px, at least 0.1; drops are about as wide.
+        cutout_threshold: depth below which the lens is dry; higher for fewer drops.
+        intensity: 1 adds the full colour of rain to the strongest pixel; below 0 drops are dark.
+    """
+
+    def __init__(
+        self,
+        mean: float,
+        std: float,
+        gauss_sigma: float,
+        cutout_threshold: float,
+        intensity: float,
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(p=p)
+        self.mean = _number("mean", mean)
+        self.std = _number("std", std, minimum=0)
+        self.gauss_sigma = _number("gauss_sigma", gauss_sigma, minimum=0.1)
+        self.cutout_threshold = _number("cutout_threshold", cutout_threshold)
+        self.intensity = _number("intensity", intensity)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the drops."""
+        layer = (self.mean, self.std, self.gauss_sigma, self.cutout_threshold)
+        return {"drops": rain_drops(params["shape"][:2], *layer, self.random_generator)}
+
+    def apply(self, img: np.ndarray, drops: np.ndarray, **params: Any) -> np.ndarray:
+        """Add the drops to an image."""
+        return add_drops(img, drops, self.intensity)
+
+
+class AffineElastic(A.ElasticTransform):
+    """A random affine and then a small elastic warp, in one resampling (Simard et al., 2003).
+
+    This is `ElasticTransform` of albumentations 1.3.1; version 2 has lost the affine.
+
+    Args:
+        alpha: height of the elastic displacement in px before its blur, at least 0.
+        sigma: that blur in px, at least 1.
+        alpha_affine: how far the corners of the affine move, at least 0 px; see `triangle_affine`.
+        border_mode: what lies outside the image, as a number of OpenCV (2 and 4: mirrored).
+    """
+
+    def __init__(
+        self,
+        alpha: float,
+        sigma: float,
+        alpha_affine: float,
+        border_mode: int = cv2.BORDER_REFLECT_101,
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(
+            alpha=alpha, sigma=sigma, noise_distribution="uniform", border_mode=border_mode, p=p
+        )
+        self.alpha_affine = _number("alpha_affine", alpha_affine, minimum=0)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the map."""
+        elastic = super().get_params_dependent_on_data(params, data)
+        affine = triangle_affine(params["shape"][:2], self.alpha_affine, self.random_generator)
+        map_x, map_y = then_affine(elastic["map_x"], elastic["map_y"], affine)
+        return {"map_x": map_x, "map_y": map_y}
+
+
+class FastPiecewiseAffine(A.PiecewiseAffine):
+    """`PiecewiseAffine` with the same maps, some hundred times as fast.
+
+    Args:
+        scale: range of three standard deviations of the jitter, as a share of the shorter side;
+            one number is the upper end of a range from 0.
+        nb_rows: rows of control points, at least 2.
+        nb_cols: columns of control points, at least 2.
+        pull: keep the library's pull to the centre, which enlarges the middle even without any
+            jitter; see `piecewise_affine_map`.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.03, 0.05),
+        nb_rows: int = 4,
+        nb_cols: int = 4,
+        pull: bool = True,
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(scale=scale, nb_rows=nb_rows, nb_cols=nb_cols, p=p)
+        self.pull = pull
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the map, in the library's order of draws."""
+        shape = params["shape"][:2]
+        grid = (self.py_random.randint(*self.nb_rows), self.py_random.randint(*self.nb_cols))
+        jitter_std = self.py_random.uniform(*self.scale) * min(shape) / 3
+        generator = self.random_generator
+        map_x, map_y = piecewise_affine_map(shape, grid, jitter_std, generator, self.pull)
+        return {"map_x": map_x, "map_y": map_y}
+
+
+_OURS = {t.__name__: t for t in (AffineElastic, FastPiecewiseAffine, Flip, RainSpatter)}
+
+
 def _build(spec: Mapping[str, Any]) -> A.BasicTransform:
     arguments = dict(spec)
     name = str(arguments.pop("name", ""))
-    transform = getattr(A, name, None)
+    transform = _OURS.get(name) or getattr(A, name, None)
     if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
         raise UserError(
             f"augmentation.transforms names {name!r}, which albumentations {A.__version__} does "
-            "not have; use the name of one of its transforms."
+            f"not have; use the name of one of its transforms, or one of {', '.join(_OURS)}."
         )
-    # The library only warns of arguments that it ignores.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        # The library only warns of arguments that it ignores.
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message=".*very slow")
         try:
-            built = transform(**arguments)
-        except (TypeError, ValueError) as error:
+            return transform(**arguments)
+        except (TypeError, ValueError, UserWarning) as error:
             raise UserError(
-                f"augmentation.transforms.{name} refuses its arguments: {error}"
+                f"augmentation.transforms.{name} refuses its arguments: {_reason(error)}"
             ) from error
-    ignored = [str(w.message) for w in caught if "not valid" in str(w.message)]
-    if ignored:
-        raise UserError(f"augmentation.transforms.{name}: {ignored[0]}; remove or rename them.")
-    return built
+
+
+def _reason(error: Exception) -> str:
+    # The library's validation errors are chained to pydantic's, whose text is a page long.
+    details = getattr(error.__cause__, "errors", None)
+    if details is None:
+        return f"{error}."
+    reasons = (f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in details())
+    return "; ".join(reasons).rstrip(".") + "."
+
+
+def _number(name: str, value: Any, minimum: float = -np.inf) -> float:
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"{name}: {value!r} is not a number")
+    if value < minimum:
+        raise ValueError(f"{name}: {value} is less than {minimum}")
+    return value

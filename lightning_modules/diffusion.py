@@ -57,8 +57,10 @@ class DiffusionSegmentation(L.LightningModule):
         "huber": huber_loss,
         "boundary": boundary_loss,
     }
+    # What the loss terms call the network's output, and everything that they may ask for.
+    output_names: ClassVar[tuple[str, ...]] = ("prediction",)
     loss_inputs: ClassVar[tuple[str, ...]] = (
-        "prediction",
+        *output_names,
         "target",
         "edge_distance",
         "mask",
@@ -96,6 +98,11 @@ class DiffusionSegmentation(L.LightningModule):
         self.schedule = schedule
         self.sampler = sampler
         self.losses = WeightedSum(losses, self.loss_functions, self.loss_inputs)
+        # A teacher need not be there any more when a student is tested.
+        others = [
+            name for name in self.loss_inputs if name not in DiffusionSegmentation.loss_inputs
+        ]
+        self.test_losses = self.losses.without(*others)
         self.optimizer_settings = dict(optimizer)
         self.validation = dict(validation)
         self.objective = objective
@@ -113,17 +120,18 @@ class DiffusionSegmentation(L.LightningModule):
     def network_calls(self, num_val: int, num_test: int) -> tuple[int, int]:
         """Return how many single-image network calls one validation and the test make.
 
-        Validation also takes its loss from one call an image.
+        Both also take their loss from one call an image.
         """
         sampled = min(num_val, self.validation["num_images"])
         steps, members = self.sampler.num_steps, self.validation["ensemble"]
-        return num_val + sampled * steps * members, num_test * self.calls_per_mask
+        loss_calls = num_test if self.test_losses else 0
+        return num_val + sampled * steps * members, num_test * self.calls_per_mask + loss_calls
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network.parameters(), self.optimizer_settings)
 
     def diffusion_losses(
-        self, batch: Mapping[str, Any], t: Tensor, noise: Tensor
+        self, batch: Mapping[str, Any], t: Tensor, noise: Tensor, losses: WeightedSum | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss and its terms at given times and noise.
 
@@ -131,28 +139,51 @@ class DiffusionSegmentation(L.LightningModule):
             batch: with `image`, `mask` and `edge_distance`.
             t: integer times `(B,)`.
             noise: standard normal `(B, 1, H, W)`.
+            losses: the terms, all that training has by default.
         """
+        losses = losses or self.losses
         mask = batch["mask"]
         x0 = mask * 2 - 1
         x_t = self.schedule.q_sample(x0, t, noise)
+        # Before the network is called: its graph need not be held meanwhile.
+        extra = self.extra_loss_inputs(losses, batch, x_t, t)
         output = self.network(x_t, batch["image"], t).float()
         inputs = {
-            "prediction": output,
+            **dict.fromkeys(self.output_names, output),
             "target": training_target(self.schedule, self.objective, x0, noise, t),
             "edge_distance": batch["edge_distance"],
             "mask": mask,
             "t": t,
             "num_timesteps": self.schedule.num_timesteps,
-            **self.extra_loss_inputs(batch, x_t, t, output),
+            **extra,
         }
         with torch.autocast(self.device.type, enabled=False):
-            return self.losses(**inputs)
+            return losses(**inputs)
 
     def extra_loss_inputs(
-        self, batch: Mapping[str, Any], x_t: Tensor, t: Tensor, output: Tensor
+        self,
+        losses: WeightedSum,
+        batch: Mapping[str, Any],
+        x_t: Tensor,
+        t: Tensor,
     ) -> dict[str, Any]:
         """Return what the loss terms of a subclass need beyond `loss_inputs` of this class."""
         return {}
+
+    def fixed_losses(
+        self, batch: Mapping[str, Any], part: str, losses: WeightedSum | None = None
+    ) -> dict[str, Tensor]:
+        """Return the losses at times and noise that are functions of each sample's id, by key.
+
+        Args:
+            batch: with `image`, `mask`, `edge_distance` and `id`.
+            part: what the keys begin with, `val` or `test`.
+            losses: as in `diffusion_losses`.
+        """
+        ids = batch["id"]
+        noise = SampleNoise(self.seed, ids, part, batch["mask"].shape[1:], self.device)()
+        loss, terms = self.diffusion_losses(batch, self._grid_times(ids), noise, losses)
+        return {f"{part}/loss": loss, **{f"{part}/loss/{k}": v for k, v in terms.items()}}
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         # Noise is a function of seed, step and rank: resuming needs no generator state, and
@@ -179,13 +210,9 @@ class DiffusionSegmentation(L.LightningModule):
         self._val_images_seen = 0
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        ids, mask = batch["id"], batch["mask"]
-        noise = SampleNoise(self.seed, ids, "val", mask.shape[1:], self.device)()
-        loss, terms = self.diffusion_losses(batch, self._grid_times(ids), noise)
-        values = {"val/loss": loss, **{f"val/loss/{k}": v for k, v in terms.items()}}
-        self.log_dict(values, batch_size=len(ids), sync_dist=True)
-
-        sampled = self._leading_images(len(ids))
+        count = len(batch["id"])
+        self.log_dict(self.fixed_losses(batch, "val"), batch_size=count, sync_dist=True)
+        sampled = self._leading_images(count)
         if not sampled:
             return {}
         part = {key: value[:sampled] for key, value in batch.items()}
@@ -199,6 +226,9 @@ class DiffusionSegmentation(L.LightningModule):
         self.log_dict({f"val/{k}": scores[k] for k in ("dice", "iou")}, prog_bar=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        if self.test_losses is not None:
+            losses = self.fixed_losses(batch, "test", self.test_losses)
+            self.log_dict(losses, batch_size=len(batch["id"]), sync_dist=True)
         result = self.predict(batch)
         counts = overlap_counts(result["probability"] > 0.5, batch["mask"])
         self.test_overlap.update(counts)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lightning_modules.diffusion import DiffusionSegmentation
-from lightning_modules.losses import efkd_loss
+from lightning_modules.losses import WeightedSum, efkd_loss
 from lightning_modules.processes import output_from_x0, predict_x0, snr
 from lightning_modules.teacher import FrozenTeacher
 
@@ -29,6 +29,7 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
     """
 
     loss_functions: ClassVar = {**DiffusionSegmentation.loss_functions, "efkd": efkd_loss}
+    output_names: ClassVar = (*DiffusionSegmentation.output_names, "student")
     loss_inputs: ClassVar = (
         *DiffusionSegmentation.loss_inputs,
         "student",
@@ -47,9 +48,13 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
         self.teacher.to(self.device)
 
     def extra_loss_inputs(
-        self, batch: Mapping[str, Any], x_t: Tensor, t: Tensor, output: Tensor
+        self,
+        losses: WeightedSum,
+        batch: Mapping[str, Any],
+        x_t: Tensor,
+        t: Tensor,
     ) -> dict[str, Any]:
-        if not self.losses.uses("efkd"):
+        if not losses.uses("efkd"):
             return {}
         answer = self.teacher(x_t, batch["image"], t).float()
         weight = None
@@ -58,4 +63,4 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
             answer = output_from_x0(self.schedule, self.objective, x0, x_t, t)
             if self.snr_weighting:
                 weight = snr(self.schedule, t).clamp(max=1)
-        return {"student": output, "teacher": answer, "sample_weight": weight}
+        return {"teacher": answer, "sample_weight": weight}

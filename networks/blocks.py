@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 WEIGHT_STANDARDISATION_EPS = 1e-5
 
@@ -97,7 +98,17 @@ class ConvBlock(nn.Module):
     def forward(
         self, z: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        h = self.norm(self.conv(z))
+        h = self.conv(z)
+        if not h.requires_grad:
+            return self._modulate(h, scale, shift)
+        # What follows the convolution is cheap to do again in the backward pass, and keeping its
+        # intermediate results would take half of the memory of a training step.
+        return checkpoint(
+            self._modulate, h, scale, shift, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def _modulate(self, h: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        h = self.norm(h)
         if scale is not None:
             h = torch.addcmul(shift, h, scale + 1)
         return F.silu(h)

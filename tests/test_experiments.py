@@ -13,18 +13,22 @@ from tasks import test as test_task
 EXPERIMENTS = sorted(
     path.stem for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
 )
-TEACHER_OF = {"efkd_isic2018": "teacher_isic2018", "demo_efkd": "demo_teacher"}
+TEACHER_OF = {
+    "demo_efkd": "demo_teacher",
+    "efkd_ham10000": "teacher_ham10000",
+    "efkd_isic2018": "teacher_isic2018",
+}
 SMALL = ("datamodule.image_size=16", "sampler.ensemble=2")
 
 
-def data_of(experiment, isic_data):
+def data_of(experiment, isic_data, ham_data):
     if "demo" in experiment:
         return ["datamodule.num_samples=20"]
-    return [f"paths.data={isic_data}"]
+    return [f"paths.data={ham_data if 'ham10000' in experiment else isic_data}"]
 
 
 @pytest.fixture
-def train(make_config, isic_data, tmp_path):
+def train(make_config, isic_data, ham_data, tmp_path):
     """Runs an experiment with `debug=fast` into a folder of `paths.runs`."""
 
     def run(experiment, *overrides, folder=None):
@@ -32,7 +36,7 @@ def train(make_config, isic_data, tmp_path):
             f"experiment={experiment}",
             "debug=fast",
             *SMALL,
-            *data_of(experiment, isic_data),
+            *data_of(experiment, isic_data, ham_data),
             f"hydra.runtime.output_dir={tmp_path}/runs/{experiment}/{folder or 'now'}",
             *overrides,
         )

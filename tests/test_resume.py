@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted
 from common.runs import read_results
 from lightning_modules import DiffusionSegmentation
 from tasks import fit

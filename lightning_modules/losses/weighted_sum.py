@@ -1,5 +1,6 @@
 """A weighted sum of named loss terms, as the config lists them."""
 
+import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -68,6 +69,15 @@ class WeightedSum:
     def uses(self, name: str) -> bool:
         """Tell whether a term has a nonzero weight."""
         return name in self._terms
+
+    def without(self, *inputs: str) -> "WeightedSum | None":
+        """Return the sum of the terms that use none of these inputs, `None` where all do."""
+        terms = {k: v for k, v in self._terms.items() if not set(inputs) & set(v[1])}
+        if not terms:
+            return None
+        rest = copy.copy(self)
+        rest._terms, rest.weights = terms, {name: self.weights[name] for name in terms}
+        return rest
 
     def __call__(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and each term's unweighted value, without graph, by name."""

@@ -180,7 +180,7 @@ def test_announced_network_calls_are_the_calls_made(tiny_network, make_trainer):
     assert sum(calls) == validation == 5 + 3 * 3
     calls.clear()
     trainer.test(module, loader(batches), verbose=False)
-    assert sum(calls) == test == 5 * 6
+    assert sum(calls) == test == 5 + 5 * 6
 
 
 @pytest.mark.parametrize("sampler", [DDIM(3, ensemble=2), DDPM(3, ensemble=2)])
@@ -221,10 +221,13 @@ def test_perfect_network_gets_a_perfect_test(make_trainer):
         def forward(self, x, image, t):
             return image[:, :1] * 2 - 1
 
-    module = make_module(Oracle(), sampler=DDIM(1), objective="x0")
+    losses = {"l2": {"weight": 1}, "boundary": {"weight": 0.25}}
+    module = make_module(Oracle(), sampler=DDIM(1), losses=losses, objective="x0")
     batch = make_batch(3)
     batch["image"] = batch["mask"].expand(-1, 3, -1, -1)
     scores = make_trainer().test(module, loader([batch]), verbose=False)[0]
+    found = {key: scores.pop(key) for key in list(scores) if key.startswith("test/loss")}
+    assert found == {"test/loss": 0, "test/loss/l2": 0, "test/loss/boundary": 0}
     assert all(value == 1 for value in scores.values())
     assert scores.keys() == {
         "test/dice",

@@ -168,6 +168,6 @@ def test_equal_objectives_are_neither_clamped_nor_weighted(tiny_network):
                          objective="x0")  # fmt: skip
     mask = torch.zeros(1, 1, 8, 8)
     batch = {"image": torch.rand(1, 3, 8, 8), "mask": mask}
-    extra = module.extra_loss_inputs(batch, mask, torch.tensor([249]), mask)
+    extra = module.extra_loss_inputs(module.losses, batch, mask, torch.tensor([249]))
     assert extra["sample_weight"] is None
     assert extra["teacher"].max() > 1

@@ -1,0 +1,98 @@
+"""Seconds and memory of one training step at the published sizes, as the Trainer runs it.
+
+`python benchmarks/train_step.py` measures the teacher and the EFKD student of ISIC 2018 at batch 4:
+forward, loss, backward, clipping, Adam and moving average, median and minimum of 5 after one step
+to warm up. The data is made up and the weights are fresh: neither changes the time.
+"""
+
+import sys
+from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.measuring import (
+    REPEATS,
+    experiment_config,
+    now,
+    parse_arguments,
+    run_cases,
+    summary,
+)
+from datamodules import edge_distance
+from lightning_modules.teacher import FrozenTeacher
+from tasks.build import build_module, build_network
+from tasks.training import build_trainer
+
+EXPERIMENTS = {"teacher": "teacher_isic2018", "efkd": "efkd_isic2018"}
+
+
+class Batches(torch.utils.data.Dataset):
+    """As many made-up batches as one run of the benchmark takes."""
+
+    def __init__(self, batch_size: int, size: int) -> None:
+        y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
+        mask = (x.square() + 2 * y.square() < 0.5).float()[None]
+        self.batch = {
+            "image": torch.rand(batch_size, 3, size, size),
+            "mask": mask.repeat(batch_size, 1, 1, 1),
+            "edge_distance": edge_distance(mask).repeat(batch_size, 1, 1, 1),
+            "id": [str(i) for i in range(batch_size)],
+        }
+
+    def __len__(self) -> int:
+        return 1 + REPEATS
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.batch
+
+
+class Stopwatch(L.Callback):
+    """Notes the time after each step."""
+
+    def __init__(self, accelerator: str) -> None:
+        self.accelerator = accelerator
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.times.append(now(self.accelerator))
+
+
+def measure(case: str, batch_size: int, arguments: Namespace) -> dict[str, Any]:
+    """Train for a few steps; return what `summary` does."""
+    config = experiment_config(
+        f"experiment={EXPERIMENTS[case]}",
+        f"datamodule.image_size={arguments.image_size}",
+        f"trainer.accelerator={arguments.accelerator}",
+        f"trainer.precision={arguments.precision}",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=1",
+    )
+    config["callbacks"] = {"ema": config["callbacks"]["ema"]}
+    config["logger"] = None
+    config["trainer"] |= {"limit_val_batches": 0, "enable_checkpointing": False}
+    teacher = None
+    if case == "efkd":
+        teacher_config = experiment_config(f"experiment={EXPERIMENTS['teacher']}")
+        network = build_network(teacher_config["network"])
+        teacher = FrozenTeacher(network, teacher_config["lightning_module"]["objective"])
+    module = build_module(config, build_network(config["network"]), teacher)
+    trainer = build_trainer(config)
+    stopwatch = Stopwatch(arguments.accelerator)
+    trainer.callbacks.append(stopwatch)
+    loader = DataLoader(Batches(batch_size, arguments.image_size), batch_size=None)
+    trainer.fit(module, loader)
+    seconds = [b - a for a, b in pairwise(stopwatch.times)]
+    return summary(seconds, batch_size, arguments.accelerator)
+
+
+if __name__ == "__main__":
+    options = parse_arguments(__doc__.splitlines()[0], list(EXPERIMENTS))
+    options.batch_size = options.batch_size or [4]
+    run_cases(options, measure)
