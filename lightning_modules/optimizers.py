@@ -32,7 +32,12 @@ def build_optimizer(
             f"lightning_module.optimizer.name={name} does not exist; "
             f"choose one of {', '.join(OPTIMIZERS)}."
         )
+    if not arguments.get("fused"):
+        arguments.setdefault("foreach", True)
     try:
-        return getattr(torch.optim, name)(parameters, **arguments)
-    except (TypeError, ValueError) as error:
+        optimizer = getattr(torch.optim, name)(parameters, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"lightning_module.optimizer is refused by {name}: {error}") from error
+    # The Trainer would hold the gradients until the next forward pass is done.
+    optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad(set_to_none=True))
+    return optimizer
