@@ -212,17 +212,27 @@ class SegmentationDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader("test")
 
+    def check_processes(self, count: int) -> None:
+        """Refuse a part with fewer images than processes, of which one would wait for ever.
+
+        Training repeats images instead.
+
+        Raises:
+            UserError: validation or test has too few images.
+        """
+        for part in ("val", "test"):
+            if len(self.datasets[part]) < count:
+                raise UserError(
+                    f"The {part} part has {len(self.datasets[part])} image(s) for {count} "
+                    "processes, and one without images would keep the others waiting; use fewer "
+                    "trainer.devices."
+                )
+
     def _loader(self, part: str, **order: Any) -> DataLoader:
         dataset = self.datasets[part]
         rank, world_size = 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        # Training repeats images where they are too few.
-        if len(dataset) < world_size and not order.get("pad"):
-            raise UserError(
-                f"The {part} part has {len(dataset)} image(s) for {world_size} processes, and one "
-                "without images would keep the others waiting; use fewer trainer.devices."
-            )
         sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
         return DataLoader(
             dataset,

@@ -48,6 +48,7 @@ def run(config: dict[str, Any]) -> None:
         raise UserError("trainer.limit_val_batches=0 leaves no best checkpoint; give at least 1.")
     datamodule.prepare_data()
     datamodule.setup()
+    datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
     if resuming:
         check_same_data(folder, datamodule.split_sha)
 

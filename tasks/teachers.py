@@ -57,7 +57,8 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
 
     Raises:
         UserError: there is none, it is broken or no diffusion network, or it was trained with
-            another noise schedule, image size or normalisation than the student will be.
+            another noise schedule, image size or normalisation than the student will be, or on
+            another split of the same dataset.
     """
     path = find_teacher(config)
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
@@ -69,6 +70,7 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
                 f"The teacher {path} was trained with {key}={theirs}, the student has {ours}; "
                 "make them equal or choose another teacher."
             )
+    _check_split(path, trained["datamodule"], config["datamodule"])
     network = network_from_checkpoint(checkpoint, path, config["teacher"]["weights"], "teacher")
     objective = trained["lightning_module"].get("objective")
     if objective is None:
@@ -83,3 +85,16 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         "dice": (results.get("test") or {}).get("test/dice"),
     }
     return FrozenTeacher(network, objective), description
+
+
+def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse a teacher that was trained on images on which its student will be tested."""
+    if theirs["name"] != ours["name"]:
+        return
+    for key in ("split", "split_seed"):
+        if theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"The teacher {path} was trained with datamodule.{key}={theirs.get(key)}, the "
+                f"student has {ours.get(key)}, so the teacher has seen images of the student's "
+                "test; make them equal or choose another teacher."
+            )

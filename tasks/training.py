@@ -23,6 +23,8 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*GPU available but not used.*",
+    # Scores are merged over processes by their metric, before they are logged.
+    ".*when logging on epoch level in distributed setting.*",
     # Ours is: the datamodule leaves out what the epoch has had.
     ".*your dataloader is not resumable.*",
     ".*isinstance\\(treespec, LeafSpec\\).*",

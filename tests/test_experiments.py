@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
 from tasks import fit
 from tasks import test as test_task
+from tasks.build import build_network
 
 EXPERIMENTS = sorted(
     path.stem for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
@@ -44,6 +46,125 @@ def train(make_config, isic_data, ham_data, tmp_path):
         return Path(config["paths"]["run"])
 
     return run
+
+
+PUBLISHED = {
+    # epochs, batch, rate, weights of losses, moving average (start, power), patience, clipping
+    "teacher_isic2018": (2000, 16, 1e-4, {"l2": 1, "boundary": 0.25}, (500, 0.9), 5, None),
+    "efkd_isic2018": (
+        *(2000, 16, 2e-4),
+        {"l2": 1, "boundary": 0.25, "efkd": 0.25},
+        *((500, 0.9), 10, 1.0),
+    ),
+    "student_isic2018": (2000, 16, 2e-4, {"l2": 1, "boundary": 0.25}, (500, 0.9), 10, 1.0),
+    "teacher_ham10000": (2000, 16, 1e-4, {"l2": 1, "boundary": 0.25}, (200, 0.95), 5, None),
+    "efkd_ham10000": (
+        *(2000, 16, 2e-4),
+        {"l2": 1, "boundary": 0.2, "efkd": 0.25},
+        *((500, 0.9), 10, 1.0),
+    ),
+    "student_ham10000": (2000, 16, 2e-4, {"l2": 1, "boundary": 0.2}, (500, 0.9), 10, 1.0),
+}
+PARAMETERS = {
+    "teacher_isic2018": 81_671_009,
+    "efkd_isic2018": 9_346_529,
+    "student_isic2018": 9_346_529,
+    "teacher_ham10000": 40_355_937,
+    "efkd_ham10000": 8_504_929,
+    "student_ham10000": 8_504_929,
+}
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_experiments_are_the_published_recipes(experiment, make_config):
+    config = make_config(f"experiment={experiment}")
+    module, ema = config["lightning_module"], config["callbacks"]["ema"]
+    weights = {name: term["weight"] for name, term in module["losses"].items() if term["weight"]}
+    assert PUBLISHED[experiment] == (
+        config["trainer"]["max_epochs"],
+        config["datamodule"]["batch_size"],
+        module["optimizer"]["lr"],
+        weights,
+        (ema["update_after_step"], ema["power"]),
+        config["callbacks"]["plateau"]["patience"],
+        config["trainer"]["gradient_clip_val"],
+    )
+    assert (module["optimizer"]["name"], module["optimizer"]["betas"]) == ("Adam", [0.7, 0.99])
+    assert (ema["beta"], ema["inv_gamma"], ema["update_every"]) == (0.9999, 1.0, 1)
+    assert config["datamodule"]["image_size"] == 128
+    assert module["losses"]["boundary"]["gamma"] == 0.2
+    assert (module["objective"], module["t_min"]) == ("noise", 1)
+    assert list(config["schedule"].values())[:4] == [250, 4e-4, 0.08, "linear"]
+    assert list(config["sampler"].values()) == ["DDPM", 250, 9, False]
+    teacher = "teacher" in experiment
+    policy = make_config(f"augmentation=reference_{'teacher' if teacher else 'student'}")
+    assert config["augmentation"]["transforms"] == policy["augmentation"]["transforms"]
+    share = 0.5 if "ham10000" in experiment else 1
+    assert config["augmentation"]["p"] == (0.5 if teacher else 0.7) * share
+    if "efkd" in experiment:
+        efkd = module["losses"]["efkd"]
+        assert (efkd["edge_weight"], efkd["body_weight"], efkd["gamma"]) == (5, 2, 1.5)
+        assert efkd["edge_threshold"] == (0.6 if "ham10000" in experiment else 0.3)
+    with torch.device("meta"):
+        network = build_network(config["network"])
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[experiment]
+
+
+def test_overfitting_drives_the_loss_down_and_the_dice_up(make_config, tmp_path):
+    config = make_config(
+        *("experiment=demo_teacher", "debug=overfit", "datamodule.num_samples=20"),
+        *("datamodule.image_size=16", "trainer.accelerator=cpu", "trainer.max_epochs=120"),
+        f"hydra.runtime.output_dir={tmp_path}/run",
+    )
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["val"]["val/dice"] == results["test"]["test/dice"] > 0.9
+    rows = (tmp_path / "run/test_images.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8
+
+
+def test_a_limited_run_keeps_the_network_and_the_size(make_config, tmp_path):
+    config = make_config(
+        *("experiment=demo_teacher", "debug=limit", "datamodule.num_samples=40"),
+        *("datamodule.image_size=16", "datamodule.batch_size=2", "trainer.accelerator=cpu"),
+        f"hydra.runtime.output_dir={tmp_path}/run",
+    )
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["network"]["params"] == 1_463_841
+    assert results["calls_per_mask"] == 4
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 * 10
+
+
+def test_a_profiled_run_lists_the_dearest_operations(make_config, tmp_path):
+    config = make_config(
+        *("experiment=demo_teacher", "debug=profile", "datamodule.num_samples=20"),
+        *("datamodule.image_size=16", "datamodule.batch_size=2", "trainer.accelerator=cpu"),
+        f"hydra.runtime.output_dir={tmp_path}/run",
+    )
+    fit.run(config)
+    table = (tmp_path / "run/profile/operations.txt").read_text()
+    assert "aten::convolution_backward" in table
+    assert 5 <= table.count("aten::") <= 10
+    trace = json.loads((tmp_path / "run/profile/trace.json").read_text())
+    assert any(event.get("name") == "aten::conv2d" for event in trace["traceEvents"])
+
+
+def test_a_run_in_mixed_precision(train):
+    folder = train("demo_teacher", "trainer.precision=bf16-mixed")
+    results = json.loads((folder / "results.json").read_text())
+    assert 0 <= results["test"]["test/dice"] <= 1
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+def test_a_run_with_tensorboard(train):
+    folder = train("demo_teacher", "logger=tensorboard")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"val/dice", "val/loss", "train/lr", "test/dice"} <= set(events.Tags()["scalars"])
+    assert {"val/samples", "test/samples"} <= set(events.Tags()["images"])
+    assert (folder / "metrics.csv").is_file()
 
 
 def teacher_overrides(experiment, train):

@@ -7,6 +7,7 @@ from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.plateau import Plateau
+from lightning_modules.callbacks.profile import Profile
 from lightning_modules.callbacks.random_state import RandomState
 from lightning_modules.callbacks.test_images import TestImages
 
@@ -18,6 +19,7 @@ __all__ = [
     "MetricsFile",
     "Pictures",
     "Plateau",
+    "Profile",
     "RandomState",
     "TestImages",
 ]

@@ -1,4 +1,4 @@
-"""Sampled masks as pictures, on disk and in Weights & Biases."""
+"""Sampled masks as pictures, on disk and in the loggers that show them."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Pictures(L.Callback):
 
     A row is: image, true mask, sampled probability, and both outlines on the image (truth green,
     prediction blue). They are written to `samples/step_<n>.png` and `samples/test.png`, and logged
-    as a W&B table.
+    as a W&B table and to TensorBoard.
 
     Args:
         folder: the run folder.
@@ -69,11 +69,15 @@ class Pictures(L.Callback):
     def _write(self, trainer: L.Trainer, name: str, key: str) -> None:
         if not self._rows or trainer.sanity_checking:
             return
+        picture = tile(self._rows)
         with atomic_path(self.folder / f"{name}.png") as path:
-            Image.fromarray(tile(self._rows)).save(path, format="PNG")
+            Image.fromarray(picture).save(path, format="PNG")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 _log_table(logger, key, self._ids, self._rows)
+            elif isinstance(logger, TensorBoardLogger):
+                step = trainer.global_step
+                logger.experiment.add_image(key, picture, step, dataformats="HWC")
 
 
 def _row(image: Tensor, mask: Tensor, probability: Tensor) -> list[np.ndarray]:

@@ -1,7 +1,6 @@
 """ISIC 2018: layout, batch contract and what is said of damaged folders."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datamodules import ISIC2018, edge_distance
+from datamodules.loading import EpochSampler
 
 IMAGES = "ISIC2018_Task1-2_Training_Input"
 MASKS = "ISIC2018_Task1_Training_GroundTruth"
@@ -96,16 +96,12 @@ def test_overfitting_on_more_than_there_are_takes_all(isic_data, tmp_path):
     assert [len(dataset) for dataset in datamodule.datasets.values()] == [14, 14, 14]
 
 
-def test_more_processes_than_images_are_refused_where_one_would_wait(isic_data, tmp_path):
+def test_more_processes_than_images_are_refused(isic_data, tmp_path):
     datamodule = make(isic_data, tmp_path)
-    datamodule.trainer = SimpleNamespace(global_rank=2, world_size=3)
-    assert len(datamodule.test_dataloader().sampler) == 1
+    datamodule.check_processes(2)
     with pytest.raises(UserError, match=r"val part has 2 image\(s\) for 3 proc.*trainer.devices"):
-        datamodule.val_dataloader()
-    datamodule.trainer = SimpleNamespace(global_rank=29, world_size=30)
-    assert len(datamodule.train_dataloader().sampler) == 1, "training repeats images"
-    with pytest.raises(UserError, match=r"test part has 4 image\(s\) for 30 processes"):
-        datamodule.test_dataloader()
+        datamodule.check_processes(3)
+    assert len(EpochSampler(14, pad=True, rank=29, world_size=30)) == 1, "training repeats images"
 
 
 def test_a_data_folder_that_goes_during_a_run_does_not_end_it(isic_copy, tmp_path):

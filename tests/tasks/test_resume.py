@@ -1,0 +1,139 @@
+"""Which run is resumed, and with which config."""
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from common.runs import write_results
+from tasks.resume import check_same_data, resumed_config, run_folder
+
+
+@pytest.fixture
+def stopped(make_config, tmp_path):
+    """A stopped run of demo_teacher with seed 3; returns its folder."""
+    config = make_config(
+        "experiment=demo_teacher", "seed=3", "trainer.max_epochs=5", "logger=wandb"
+    )
+    config["logger"]["wandb"]["id"] = "abcd1234"
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_a_new_run_has_a_folder_of_its_own():
+    assert run_folder(None, "runs", "demo", "12:00") == "runs/demo/12:00"
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"has no checkpoints/last.ckpt to go on from"):
+        run_folder(str(tmp_path), "runs", "demo", "12:00")
+
+
+def make_runs(tmp_path, *names):
+    for name in names:
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "last.ckpt").touch()
+
+
+def test_latest_is_the_newest_run_that_can_go_on(make_config, tmp_path):
+    make_config()
+    make_runs(tmp_path, "a/2026-01-03", "b/2026-01-05")
+    (tmp_path / "a" / "2026-01-09").mkdir()
+    assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "b/2026-01-05")
+    make_config("experiment=demo_teacher")
+    assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "a/2026-01-03")
+    with pytest.raises(UserError, match=r"finds no run .*/c/\*; leave resume out"):
+        run_folder("latest", str(tmp_path), "c", "x")
+
+
+def test_the_run_keeps_its_config(stopped, make_config):
+    config = resumed_config(make_config(f"resume={stopped}"))
+    assert config["seed"] == config["lightning_module"]["seed"] == 3
+    assert config["trainer"]["max_epochs"] == 5
+    assert config["resume"] == str(stopped)
+
+
+def test_the_command_that_started_it_goes_on_with_it(stopped, make_config):
+    config = resumed_config(
+        make_config("experiment=demo_teacher", "seed=3", "trainer.max_epochs=5", "resume=latest")
+    )
+    assert config["seed"] == 3
+
+
+def test_trainer_and_logger_may_be_given_anew(stopped, make_config):
+    config = resumed_config(
+        make_config(
+            f"resume={stopped}",
+            "trainer.max_epochs=9",
+            "logger=tensorboard",
+            "paths.data=/mnt/data",
+            "datamodule.num_workers=7",
+        )
+    )
+    assert config["trainer"]["max_epochs"] == 9
+    assert config["trainer"]["check_val_every_n_epoch"] == 8, "as the experiment has it"
+    assert set(config["logger"]) == {"csv", "tensorboard"}
+    assert config["datamodule"]["num_workers"] == 7
+
+
+def test_a_resumed_run_is_one_run_in_wandb(stopped, make_config):
+    for logger in ("logger=wandb", "seed=3"):
+        config = resumed_config(make_config(f"resume={stopped}", logger))
+        assert config["logger"]["wandb"]["id"] == "abcd1234"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4", "seed=4 cannot change the run .*, which has 3"),
+        ("experiment=demo_efkd", "experiment=demo_efkd cannot change .*demo_teacher"),
+        ("lightning_module.optimizer.lr=1.0", "optimizer.lr=1.0 cannot change .* 0.001"),
+        ("network=lite_dermosegdiff_tiny", r"network\..* cannot change"),
+        ("debug=limit", "debug=limit cannot change .* None"),
+        ("schedule=cosine", "schedule.mode=cosine cannot change"),
+    ],
+)
+def test_what_it_learns_cannot_change(stopped, make_config, override, message):
+    with pytest.raises(UserError, match=message):
+        resumed_config(make_config(f"resume={stopped}", override))
+
+
+def test_a_moved_run_writes_where_it_is(stopped, make_config, tmp_path):
+    moved = stopped.rename(tmp_path / "elsewhere")
+    config = resumed_config(
+        make_config(f"resume={moved}", f"hydra.runtime.output_dir={moved}", "paths.runs=x")
+    )
+    assert config["callbacks"]["last"]["folder"] == str(moved)
+    assert config["callbacks"]["best"]["dirpath"] == f"{moved}/checkpoints"
+    assert config["logger"]["csv"]["folder"] == config["paths"]["run"] == str(moved)
+
+
+def test_the_data_may_lie_elsewhere(make_config, tmp_path):
+    config = make_config("experiment=teacher_isic2018", "paths.data=old", "paths.cache=was")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    given = ("experiment=teacher_isic2018", "resume=x", "paths.data=new", "paths.cache=is")
+    data = resumed_config(make_config(*given))["datamodule"]
+    assert (data["root"], data["cache"]) == ("new/isic2018", "is")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), ("a: [", "cannot be read"), ("task: test", "is no training run")],
+)
+def test_a_folder_without_a_usable_config_is_refused(stopped, make_config, content, message):
+    (stopped / "config.yaml").unlink()
+    if content is not None:
+        (stopped / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        resumed_config(make_config(f"resume={stopped}"))
+
+
+def test_other_data_is_refused(tmp_path):
+    check_same_data(tmp_path, "new")
+    write_results(tmp_path, {"schema": 1, "data": {"split_sha": "old"}})
+    check_same_data(tmp_path, "old")
+    with pytest.raises(UserError, match=r"split new, then old"):
+        check_same_data(tmp_path, "new")
