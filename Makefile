@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-slow lint install clean
 
 install: $(VENV)/installed
 
@@ -19,7 +19,11 @@ demo: install
 	$(BIN)/python run.py experiment=demo_efkd
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Kills, several processes and long matrices.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path", "write_text_atomic"]
+__all__ = ["atomic_folder", "atomic_path", "remove_leftovers", "write_text_atomic"]
+
+UNFINISHED = ".part"
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` when the block ends without error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,7 +40,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Where another process has made `path` in the meantime, that one stays and ours is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -49,3 +51,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has not finished writing in a folder and those within."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from datamodules.transforms import NORMALIZATIONS, read_image, read_mask
 # Not the base class: what is listed here can be chosen as a datamodule.
 __all__ = ["FileSample", "pair_files"]
 
+SECONDS_AFTER_SIGTERM = 15
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
@@ -243,17 +244,17 @@ class SegmentationDataModule(L.LightningDataModule):
             # Starting to load must not draw from the generator that training may use.
             generator=torch.Generator().manual_seed(self.seed),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_outlive_signals,
         )
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Keep a loader process alive when a signal reaches every process of a run.
+def _outlive_signals(worker: int) -> None:
+    """Keep a loader process alive for a while when a signal reaches every process of a run.
 
     The run ends after the step under way, for which it may need the batch that is being loaded.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
 def pair_files(

@@ -15,7 +15,13 @@ from lightning_modules.losses import (
     l1_loss,
     l2_loss,
 )
-from lightning_modules.metrics import OverlapMetrics, dice_score, iou_score, overlap_counts
+from lightning_modules.metrics import (
+    LossMeans,
+    OverlapMetrics,
+    dice_score,
+    iou_score,
+    overlap_counts,
+)
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.processes import (
     NoiseSchedule,
@@ -102,7 +108,7 @@ class DiffusionSegmentation(L.LightningModule):
         others = [
             name for name in self.loss_inputs if name not in DiffusionSegmentation.loss_inputs
         ]
-        self.test_losses = self.losses.without(*others)
+        self.test_terms = self.losses.without(*others)
         self.optimizer_settings = dict(optimizer)
         self.validation = dict(validation)
         self.objective = objective
@@ -110,6 +116,10 @@ class DiffusionSegmentation(L.LightningModule):
         self.seed = seed
         self.val_overlap = OverlapMetrics()
         self.test_overlap = OverlapMetrics()
+        self.val_losses = LossMeans(["loss", *self.losses.weights])
+        self.test_losses = LossMeans(
+            ["loss", *(self.test_terms.weights if self.test_terms else ())]
+        )
         self._val_images_seen = 0
 
     @property
@@ -124,7 +134,7 @@ class DiffusionSegmentation(L.LightningModule):
         """
         sampled = min(num_val, self.validation["num_images"])
         steps, members = self.sampler.num_steps, self.validation["ensemble"]
-        loss_calls = num_test if self.test_losses else 0
+        loss_calls = num_test if self.test_terms else 0
         return num_val + sampled * steps * members, num_test * self.calls_per_mask + loss_calls
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -171,19 +181,19 @@ class DiffusionSegmentation(L.LightningModule):
         return {}
 
     def fixed_losses(
-        self, batch: Mapping[str, Any], part: str, losses: WeightedSum | None = None
+        self, batch: Mapping[str, Any], purpose: str, losses: WeightedSum | None = None
     ) -> dict[str, Tensor]:
-        """Return the losses at times and noise that are functions of each sample's id, by key.
+        """Return the loss and its terms at times and noise that depend on each sample's id alone.
 
         Args:
             batch: with `image`, `mask`, `edge_distance` and `id`.
-            part: what the keys begin with, `val` or `test`.
+            purpose: name of the stream of noise.
             losses: as in `diffusion_losses`.
         """
         ids = batch["id"]
-        noise = SampleNoise(self.seed, ids, part, batch["mask"].shape[1:], self.device)()
+        noise = SampleNoise(self.seed, ids, purpose, batch["mask"].shape[1:], self.device)()
         loss, terms = self.diffusion_losses(batch, self._grid_times(ids), noise, losses)
-        return {f"{part}/loss": loss, **{f"{part}/loss/{k}": v for k, v in terms.items()}}
+        return {"loss": loss, **terms}
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         # Noise is a function of seed, step and rank: resuming needs no generator state, and
@@ -211,7 +221,7 @@ class DiffusionSegmentation(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         count = len(batch["id"])
-        self.log_dict(self.fixed_losses(batch, "val"), batch_size=count, sync_dist=True)
+        self.val_losses.update(self.fixed_losses(batch, "val"), count)
         sampled = self._leading_images(count)
         if not sampled:
             return {}
@@ -221,14 +231,15 @@ class DiffusionSegmentation(L.LightningModule):
         return result
 
     def on_validation_epoch_end(self) -> None:
+        self._log_losses("val", self.val_losses)
         scores = self.val_overlap.compute()
         self.val_overlap.reset()
         self.log_dict({f"val/{k}": scores[k] for k in ("dice", "iou")}, prog_bar=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        if self.test_losses is not None:
-            losses = self.fixed_losses(batch, "test", self.test_losses)
-            self.log_dict(losses, batch_size=len(batch["id"]), sync_dist=True)
+        if self.test_terms is not None:
+            losses = self.fixed_losses(batch, "test", self.test_terms)
+            self.test_losses.update(losses, len(batch["id"]))
         result = self.predict(batch)
         counts = overlap_counts(result["probability"] > 0.5, batch["mask"])
         self.test_overlap.update(counts)
@@ -242,6 +253,8 @@ class DiffusionSegmentation(L.LightningModule):
         return result
 
     def on_test_epoch_end(self) -> None:
+        if self.test_terms is not None:
+            self._log_losses("test", self.test_losses)
         scores = self.test_overlap.compute()
         self.test_overlap.reset()
         self.log_dict({f"test/{k}": v for k, v in scores.items()})
@@ -283,6 +296,12 @@ class DiffusionSegmentation(L.LightningModule):
         if members > 1:
             result["uncertainty"] = (squares / members).sqrt() / 2
         return result
+
+    def _log_losses(self, part: str, means: LossMeans) -> None:
+        total, *terms = means.compute().items()
+        means.reset()
+        self.log(f"{part}/loss", total[1])
+        self.log_dict({f"{part}/loss/{name}": value for name, value in terms})
 
     def _grid_times(self, ids: list[str]) -> Tensor:
         """Return one time of the fixed validation grid for each sample, chosen by its id."""

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from common.errors import UserError
+from common.files import remove_leftovers
 from common.runs import read_results
 from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
 from tasks.records import RunRecord
@@ -51,6 +52,8 @@ def run(config: dict[str, Any]) -> None:
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
     if resuming:
         check_same_data(folder, datamodule.split_sha)
+        if trainer.is_global_zero:
+            remove_leftovers(folder)
 
     earlier = read_results(folder) or {}
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)

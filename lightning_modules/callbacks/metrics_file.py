@@ -80,7 +80,8 @@ class MetricsFile(Logger):
         with self.path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 step = int(row["step"])
-                scored = any(value for key, value in row.items() if key.startswith("val/"))
-                if step < steps - 1 or (step == steps - 1 and (validated or not scored)):
+                # A step's own row comes before what its validation says.
+                known = validated or row.get("train/loss")
+                if step < steps - 1 or (step == steps - 1 and known):
                     self._rows.append({key: value for key, value in row.items() if value != ""})
         self._flushed_step = steps

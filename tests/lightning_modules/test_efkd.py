@@ -171,3 +171,64 @@ def test_equal_objectives_are_neither_clamped_nor_weighted(tiny_network):
     extra = module.extra_loss_inputs(module.losses, batch, mask, torch.tensor([249]))
     assert extra["sample_weight"] is None
     assert extra["teacher"].max() > 1
+
+
+def lesion_batch(count=2, size=16):
+    mask = torch.zeros(count, 1, size, size)
+    mask[:, :, 4:12, 3:11] = 1
+    return {
+        "image": torch.rand(count, 3, size, size),
+        "mask": mask,
+        "edge_distance": torch.stack([edge_distance(m) for m in mask]),
+        "id": [str(index) for index in range(count)],
+    }
+
+
+def test_a_student_is_tested_without_the_losses_that_need_its_teacher(tiny_network, make_trainer):
+    loader = torch.utils.data.DataLoader([lesion_batch()], batch_size=None)
+    losses = {"l2": {"weight": 1}, "efkd": {"weight": 0.25}}
+    (scores,) = make_trainer().test(make_module(tiny_network, None, losses), loader)
+    assert {k for k in scores if "loss" in k} == {"test/loss", "test/loss/l2"}
+    only = make_module(tiny_network, None, {"efkd": {"weight": 1}})
+    (scores,) = make_trainer().test(only, loader)
+    assert not [k for k in scores if "loss" in k]
+
+
+@pytest.mark.parametrize("objective", ["noise", "x0", "v"])
+def test_mixed_precision_is_for_the_networks_only(tiny_network, objective):
+    teacher = FrozenTeacher(copy.deepcopy(tiny_network), "x0")
+    losses = {name: {"weight": 1} for name in EdgeFocusedDistillation.loss_functions}
+    module = make_module(tiny_network, teacher, losses, objective=objective)
+    batch, t = lesion_batch(), torch.tensor([10, 240])
+    noise = torch.randn(2, 1, 16, 16)
+    exact, _ = module.diffusion_losses(batch, t, noise)
+
+    seen = {"network": set(), "kernels": set(), "losses": set()}
+    stem, conv = tiny_network.x_stem, tiny_network.encoder[0].x_block1.block1.conv
+    stem.register_forward_hook(lambda m, x, out: seen["network"].update((x[0].dtype, out.dtype)))
+    conv.register_forward_hook(lambda m, x, out: seen["kernels"].add(m.standardised_weight().dtype))
+
+    def watched(function):
+        def term(**inputs):
+            assert not torch.is_autocast_enabled("cpu")
+            tensors = [v for v in inputs.values() if isinstance(v, torch.Tensor)]
+            seen["losses"].update(v.dtype for v in tensors if v.is_floating_point())
+            return function(**inputs)
+
+        return term
+
+    terms = module.losses._terms
+    for name, (function, required, options) in terms.items():
+        terms[name] = (watched(function), required, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, parts = module.diffusion_losses(batch, t, noise)
+    assert seen == {
+        "network": {torch.float32, torch.bfloat16},
+        "kernels": {torch.float32},
+        "losses": {torch.float32},
+    }
+    assert {value.dtype for value in [loss, *parts.values()]} == {torch.float32}
+    assert {b.dtype for b in module.schedule.buffers()} == {torch.float32}
+    torch.testing.assert_close(loss, exact, rtol=0.03, atol=0)
+    loss.backward()
+    assert {p.grad.dtype for p in tiny_network.parameters()} == {torch.float32}

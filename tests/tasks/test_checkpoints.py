@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from common.errors import UserError
-from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
+from tasks.checkpoints import (
+    AtomicCheckpointIO,
+    load_checkpoint,
+    network_from_checkpoint,
+    network_weights,
+)
 
 
 class Malicious:
@@ -86,3 +91,21 @@ def test_choice_of_weights():
         network_weights(checkpoint, "online", "teacher.weights")
     with pytest.raises(UserError, match="teacher.weights=best does not exist"):
         network_weights(checkpoint, "best", "teacher.weights")
+
+
+def test_a_checkpoint_is_replaced_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "last.ckpt"
+    groups = ("datamodule", "lightning_module", "network", "sampler", "schedule")
+    checkpoint = {"state_dict": {"a": torch.ones(2)}, "config": {g: {} for g in groups}}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+    def half(value, target):
+        target.write_bytes(b"PK half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space"):
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    loaded = AtomicCheckpointIO().load_checkpoint(path, weights_only=None)
+    assert torch.equal(loaded["state_dict"]["a"], torch.ones(2))

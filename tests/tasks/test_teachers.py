@@ -90,6 +90,16 @@ def test_a_teacher_trained_differently_is_refused(config, group, key, value):
         load_teacher(config)
 
 
+@pytest.mark.parametrize(("key", "value"), [("split", "random"), ("split_seed", 1)])
+def test_a_teacher_that_has_seen_the_test_images_is_refused(config, key, value):
+    config["teacher"]["checkpoint"] = str(write_run(config, "2026-01-01"))
+    config["datamodule"][key] = value
+    with pytest.raises(UserError, match=rf"datamodule.{key}=.*images of the student's test"):
+        load_teacher(config)
+    config["datamodule"]["name"] = "HAM10000"
+    assert load_teacher(config)[1]["objective"] == "x0", "other data has other images"
+
+
 def test_a_teacher_that_is_no_diffusion_network_is_refused(config):
     path = write_run(config, "2026-01-01")
     checkpoint = torch.load(path, weights_only=True)

@@ -69,3 +69,22 @@ def test_gradient_flows_through_the_total_only():
 def test_mistakes_are_named(config, message):
     with pytest.raises(UserError, match=message):
         WeightedSum(config, FUNCTIONS, INPUTS)
+
+
+def test_terms_can_be_left_out_by_what_they_use():
+    def close(prediction, target):
+        return (prediction - target).abs()
+
+    def taught(prediction, teacher):
+        return (prediction - teacher).abs()
+
+    functions = {"close": close, "taught": taught}
+    inputs = ("prediction", "target", "teacher")
+    both = WeightedSum({"close": {"weight": 2}, "taught": {"weight": 3}}, functions, inputs)
+    values = {key: torch.tensor(v) for key, v in zip(inputs, (1.0, 3.0, 6.0), strict=True)}
+    assert both(**values)[0] == 2 * 2 + 3 * 5
+    rest = both.without("teacher")
+    assert rest(**values) == (4.0, {"close": 2.0})
+    assert both(**values)[0] == 19, "the sum itself is as it was"
+    assert both.without("prediction") is None
+    assert both.without().weights == both.weights
