@@ -80,8 +80,12 @@ def assert_same(one, two):
     assert files == other_files
 
 
-def children_of(group):
-    return [p for p in Path("/proc").glob("[0-9]*") if _group(p) == group]
+def assert_none_left(group):
+    """All processes of a run end; those that the first one has launched may take a moment more."""
+    deadline = time.monotonic() + 20
+    while left := [p for p in Path("/proc").glob("[0-9]*") if _group(p) == group]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def _group(process):
@@ -134,7 +138,7 @@ def test_a_signal_ends_all_processes_cleanly(tmp_path, devices, signum):
     assert time.monotonic() - sent < 30
     assert "goes on from here" in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert not children_of(process.pid)
+    assert_none_left(process.pid)
     (folder,) = runs.glob("*/*")
     assert json.loads((folder / "results.json").read_text())["status"] == "failed"
     assert not list(folder.rglob(".*.part")), "nothing half-written"
@@ -147,7 +151,7 @@ def test_a_terminal_s_interrupt_reaches_every_process_at_once(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130, log.read_text()
     assert "Traceback" not in log.read_text()
-    assert not children_of(process.pid)
+    assert_none_left(process.pid)
 
 
 @pytest.mark.parametrize("moment", range(4))

@@ -85,7 +85,13 @@ def assert_equal(one, two, where=""):
 @pytest.mark.parametrize(
     ("straight", "stopped", "resumed"),
     [
-        pytest.param([EVERY, EPOCHS(3)], [EVERY, EPOCHS(1)], [EPOCHS(3)], id="after an epoch"),
+        pytest.param(
+            [EVERY, EPOCHS(3)],
+            [EVERY, EPOCHS(1)],
+            [EPOCHS(3)],
+            id="after an epoch",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             [SECOND, EPOCHS(4)], [SECOND, EPOCHS(1)], [EPOCHS(4)], id="between validations"
         ),
@@ -100,30 +106,35 @@ def assert_equal(one, two, where=""):
             [SECOND, "trainer.max_steps=5"],
             ["trainer.max_steps=18"],
             id="by steps, after an epoch",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [EVERY, "trainer.max_steps=13"],
             [EVERY, "trainer.max_steps=10"],
             ["trainer.max_steps=13"],
             id="by steps, after a validation",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [EVERY, EPOCHS(3), "datamodule.num_workers=2"],
             [EVERY, EPOCHS(3), "datamodule.num_workers=2", "trainer.max_steps=7"],
             ["trainer.max_steps=-1"],
             id="with loader processes",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [EVERY, EPOCHS(3), "trainer.accumulate_grad_batches=2"],
             [EVERY, EPOCHS(3), "trainer.accumulate_grad_batches=2", "trainer.max_steps=4"],
             ["trainer.max_steps=-1"],
             id="with accumulated gradients",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             [EVERY, EPOCHS(2), "trainer.val_check_interval=2"],
             [EVERY, EPOCHS(2), "trainer.val_check_interval=2", "trainer.max_steps=3"],
             ["trainer.max_steps=-1"],
             id="with validations within an epoch",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -147,16 +158,24 @@ def kill_at(monkeypatch, step, calls, signum):
     monkeypatch.setattr(DiffusionSegmentation, step, stepping)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("step", "calls", "schedule"),
     [
         pytest.param("training_step", 7, EVERY, id="within an epoch"),
-        pytest.param("training_step", 10, EVERY, id="before a validation"),
-        pytest.param("training_step", 5, SECOND, id="after an epoch"),
+        pytest.param("training_step", 10, EVERY, id="before a validation", marks=pytest.mark.slow),
+        pytest.param("training_step", 5, SECOND, id="after an epoch", marks=pytest.mark.slow),
         pytest.param("validation_step", 2, EVERY, id="within a validation"),
-        pytest.param("validation_step", 1, "trainer.check_val_every_n_epoch=9", id="at the end"),
-        pytest.param("test_step", 1, EVERY, id="within the test"),
+        pytest.param(
+            "validation_step",
+            1,
+            "trainer.check_val_every_n_epoch=9",
+            id="at the end",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("test_step", 1, EVERY, id="within the test", marks=pytest.mark.slow),
     ],
 )
 def test_a_signalled_run_goes_on_as_if_nothing_had_been(

@@ -72,10 +72,9 @@ class LastCheckpoint(Checkpoint):
         loop = trainer.fit_loop
         self._limits = (loop.max_epochs, loop.max_steps)
         loop.max_epochs = loop.epoch_loop.max_steps = -1
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                own = checkpoint["callbacks"][self.state_key]
-                logger.restore(checkpoint["global_step"], own["validated"])
+        own = checkpoint["callbacks"][self.state_key]
+        for table in _tables(trainer):
+            table.restore(checkpoint["global_step"], own["validated"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._limits is not None:
@@ -139,6 +138,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, validated: bool = False, validation_begun: bool = False
     ) -> None:
         self._validated, self._validation_begun = validated, validation_begun
+        for table in _tables(trainer):
+            table.write()
         try:
             trainer.save_checkpoint(self.path, weights_only=False)
         finally:
@@ -164,3 +165,7 @@ class LastCheckpoint(Checkpoint):
         if self._stopping:
             # Another process may have been the one that the signal reached.
             raise Interrupted(self._signum or signal.SIGTERM)
+
+
+def _tables(trainer: L.Trainer) -> list[MetricsFile]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsFile)]

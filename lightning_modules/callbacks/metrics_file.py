@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ class MetricsFile(Logger):
 
     Args:
         folder: the run folder.
-        flush_every_n_steps: steps after which the file is written anew.
+        interval: least time in seconds between two writings; the last one is when the run ends.
     """
 
-    def __init__(self, folder: str | Path, flush_every_n_steps: int = 100) -> None:
+    def __init__(self, folder: str | Path, interval: float = 30) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
-        self.flush_every_n_steps = flush_every_n_steps
+        self.interval = interval
         self._rows: list[dict[str, Any]] = []
-        self._flushed_step = 0
+        self._written = time.monotonic()
 
     @property
     def name(self) -> str:
@@ -48,12 +49,17 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         values = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
         self._rows.append({**values, "step": step})
-        if step is not None and step - self._flushed_step >= self.flush_every_n_steps:
-            self.save()
-            self._flushed_step = step
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the file if it is time; the Trainer calls this whenever it has logged."""
+        if time.monotonic() - self._written >= self.interval:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Write the file now."""
+        self._written = time.monotonic()
         if not self._rows:
             return
         text = io.StringIO()
@@ -65,7 +71,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        self.write()
 
     @rank_zero_only
     def restore(self, steps: int, validated: bool) -> None:
@@ -84,4 +90,3 @@ class MetricsFile(Logger):
                 known = validated or row.get("train/loss")
                 if step < steps - 1 or (step == steps - 1 and known):
                     self._rows.append({key: value for key, value in row.items() if value != ""})
-        self._flushed_step = steps

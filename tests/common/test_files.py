@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.files import atomic_folder, atomic_path, write_text_atomic
+from common.files import atomic_folder, atomic_path, remove_leftovers, write_text_atomic
 
 
 def test_a_written_file_replaces_the_old_one(tmp_path):
@@ -36,3 +36,14 @@ def test_the_first_of_two_builders_wins(tmp_path):
             (quick / "who").write_text("quick")
     assert (path / "who").read_text() == "quick"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "deep").mkdir()
+    with atomic_path(tmp_path / "deep" / "last.ckpt") as temporary:
+        temporary.write_text("whole")
+        left = temporary.with_name(temporary.name.replace("last", "best"))
+        left.write_text("half")
+    (tmp_path / ".hidden").touch()
+    remove_leftovers(tmp_path)
+    assert {p.name for p in tmp_path.rglob("*")} == {"deep", "last.ckpt", ".hidden"}

@@ -9,7 +9,7 @@ def test_columns_are_all_keys_in_order(tmp_path):
     logger = MetricsFile(tmp_path)
     logger.log_metrics({"train/loss": torch.tensor(0.5), "epoch": 0}, step=0)
     logger.log_metrics({"val/dice": 0.25, "epoch": 0}, step=1)
-    logger.save()
+    logger.write()
     assert (tmp_path / "metrics.csv").read_text().splitlines() == [
         "epoch,step,train/loss,val/dice",
         "0,0,0.5,",
@@ -22,12 +22,18 @@ def test_nothing_logged_is_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_it_is_written_every_so_many_steps(tmp_path):
-    logger = MetricsFile(tmp_path, flush_every_n_steps=10)
-    logger.log_metrics({"train/loss": 1.0}, step=9)
-    assert not (tmp_path / "metrics.csv").exists()
-    logger.log_metrics({"train/loss": 1.0}, step=10)
-    assert (tmp_path / "metrics.csv").exists()
+def test_it_is_not_written_at_every_step(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    logger = MetricsFile(tmp_path, interval=30)
+    for clock[0], expected in ((129.0, 0), (130.0, 2), (159.0, 2), (160.0, 4)):
+        logger.log_metrics({"train/loss": 1.0}, step=1)
+        logger.save()
+        path = tmp_path / "metrics.csv"
+        assert (path.read_text().count("\n") - 1 if path.exists() else 0) == expected
+    logger.log_metrics({"train/loss": 1.0}, step=1)
+    logger.finalize("failed")
+    assert path.read_text().count("\n") == 1 + 5
 
 
 def rows_after(tmp_path, steps, validated):
@@ -36,10 +42,10 @@ def rows_after(tmp_path, steps, validated):
         logger.log_metrics({"train/loss": step / 3}, step=step)
         if step % 2:
             logger.log_metrics({"val/dice": step / 7}, step=step)
-    logger.save()
+    logger.write()
     resumed = MetricsFile(tmp_path)
     resumed.restore(steps, validated)
-    resumed.save()
+    resumed.write()
     return (tmp_path / "metrics.csv").read_text().splitlines()[1:]
 
 
@@ -57,5 +63,5 @@ def test_a_run_without_a_table_starts_one(tmp_path):
     logger = MetricsFile(tmp_path)
     logger.restore(5, validated=True)
     logger.log_metrics({"train/loss": 1.0}, step=5)
-    logger.save()
+    logger.write()
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n5,1.0\n"

@@ -1,0 +1,50 @@
+"""The benchmarks run, here on small images, and print what can be read by a machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def measure(script, tmp_path, *arguments):
+    output = tmp_path / "out.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    command += ["--image-size=32", "--threads=1", f"--output={output}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == [output], "nothing else is left behind"
+    return json.loads(output.read_text())
+
+
+def check(case):
+    assert 0 < case["min_s"] <= case["median_s"] < 60
+    assert case["images_per_s"] == pytest.approx(case["batch_size"] / case["median_s"], rel=0.02)
+    assert 0.3 < case["peak_memory_gb"] < 16
+
+
+def test_sampling(tmp_path):
+    results = measure("sampling.py", tmp_path, "student", "--batch-size", "1", "2")
+    assert (results["image_size"], results["threads"]) == (32, 1)
+    one, two = results["cases"]
+    assert (one["case"], one["batch_size"], two["batch_size"]) == ("student", 1, 2)
+    check(one)
+    check(two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["teacher", "efkd"])
+def test_train_step(tmp_path, case):
+    (result,) = measure("train_step.py", tmp_path, case, "--batch-size=1")["cases"]
+    assert (result["case"], result["batch_size"]) == (case, 1)
+    check(result)
+
+
+def test_an_unknown_case_is_named(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks/sampling.py"), "stundent"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    assert done.returncode == 2
+    assert "stundent is no case; choose from student, teacher" in done.stderr
