@@ -1,6 +1,5 @@
 """Compose the config and hand it to one task: `python run.py experiment=teacher_isic2018`."""
 
-import gc
 import importlib
 import os
 import signal
@@ -24,7 +23,6 @@ def dispatch(config: DictConfig) -> None:
     """Run the config's task; a user's mistake is a short message and exit code 2."""
     folder = Path(config.paths.run)
     _stop_on_sigterm()
-    interrupted = None
     try:
         settings = plain(config)
         importlib.import_module(f"tasks.{settings['task']}").run(settings)
@@ -33,11 +31,7 @@ def dispatch(config: DictConfig) -> None:
             folder.rmdir()
         _exit(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
-        interrupted = getattr(stop, "signum", signal.SIGINT)
-    if interrupted is not None:
-        # The exception is gone, and with it what held the loader processes; they end now.
-        gc.collect()
-        _exit_interrupted(interrupted, folder)
+        _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
 
 
 def main() -> None:

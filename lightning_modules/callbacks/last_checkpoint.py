@@ -129,6 +129,14 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
             self._raise_if_stopping()
 
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        # Within a validation the Trainer ends the loader processes of that alone, and those of
+        # training would hold up the exit.
+        if trainer.state.fn == TrainerFn.FITTING:
+            trainer.fit_loop.teardown()
+
     def _saves_around_validation(self, trainer: L.Trainer) -> bool:
         # After a stop within an epoch, the state from which the epoch goes on must stay.
         within = self._saved_within_epoch == trainer.global_step
