@@ -27,10 +27,10 @@ def dispatch(config: DictConfig) -> None:
         settings = plain(config)
         importlib.import_module(f"tasks.{settings['task']}").run(settings)
     except UserError as error:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        _remove_if_empty(folder)
         _exit(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
+        _remove_if_empty(folder)
         _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
 
 
@@ -52,6 +52,11 @@ def _stop_on_sigterm() -> None:
         raise Interrupted(signum)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _exit_interrupted(signum: int, folder: Path) -> NoReturn:

@@ -49,8 +49,21 @@ def run(tmp_path, name, *overrides):
     return folder
 
 
-def wait_for_rows(runs, count, process):
-    """Wait until training has got as far as that many epochs have been validated."""
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Runs that are never stopped, each trained once for all tests."""
+    trained = {}
+
+    def get(*overrides):
+        if overrides not in trained:
+            trained[overrides] = run(tmp_path_factory.mktemp("straight"), "runs", *overrides)
+        return trained[overrides]
+
+    return get
+
+
+def wait_for_validations(runs, count, process):
+    """Wait until so many epochs have been validated."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         tables = list(runs.glob("*/*/samples"))
@@ -97,12 +110,11 @@ def _group(process):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_resumed_is_as_never_stopped(tmp_path, devices):
-    processes = f"trainer.devices={devices}"
-    straight = run(tmp_path, "straight", processes, "trainer.max_epochs=2")
-    run(tmp_path, "stopped", processes, "trainer.max_epochs=1")
-    resumed = run(tmp_path, "stopped", processes, "trainer.max_epochs=2", "resume=latest")
-    assert_same(straight, resumed)
+def test_resumed_is_as_never_stopped(tmp_path, straight, devices):
+    overrides = (f"trainer.devices={devices}", "trainer.max_epochs=2")
+    run(tmp_path, "stopped", overrides[0], "trainer.max_epochs=1")
+    resumed = run(tmp_path, "stopped", *overrides, "resume=latest")
+    assert_same(straight(*overrides), resumed)
 
 
 @pytest.mark.parametrize("devices", [2, 3])
@@ -127,11 +139,10 @@ def test_testing_on_several_processes_is_testing_on_one(tmp_path, devices):
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_processes_cleanly(tmp_path, devices, signum):
-    overrides = (f"trainer.devices={devices}", "trainer.max_epochs=12")
-    straight = run(tmp_path, "straight", *overrides)
+def test_a_signal_ends_all_processes_cleanly(tmp_path, straight, devices, signum):
+    overrides = (f"trainer.devices={devices}", "trainer.max_epochs=8")
     process, log, runs = start(tmp_path, "stopped", *overrides)
-    wait_for_rows(runs, 2, process)
+    wait_for_validations(runs, 2, process)
     sent = time.monotonic()
     process.send_signal(signum)
     assert process.wait(timeout=60) == 128 + signum, log.read_text()
@@ -142,12 +153,13 @@ def test_a_signal_ends_all_processes_cleanly(tmp_path, devices, signum):
     (folder,) = runs.glob("*/*")
     assert json.loads((folder / "results.json").read_text())["status"] == "failed"
     assert not list(folder.rglob(".*.part")), "nothing half-written"
-    assert_same(straight, run(tmp_path, "stopped", *overrides, f"resume={folder}"))
+    resumed = run(tmp_path, "stopped", *overrides, f"resume={folder}")
+    assert_same(straight(*overrides), resumed)
 
 
 def test_a_terminal_s_interrupt_reaches_every_process_at_once(tmp_path):
     process, log, runs = start(tmp_path, "stopped", "trainer.devices=2", "trainer.max_epochs=99")
-    wait_for_rows(runs, 2, process)
+    wait_for_validations(runs, 2, process)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130, log.read_text()
     assert "Traceback" not in log.read_text()
@@ -155,10 +167,10 @@ def test_a_terminal_s_interrupt_reaches_every_process_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("moment", range(4))
-def test_a_killed_run_has_a_whole_checkpoint(tmp_path, moment):
-    straight = run(tmp_path, "straight", "trainer.max_epochs=8")
-    process, _, runs = start(tmp_path, "stopped", "trainer.max_epochs=8")
-    wait_for_rows(runs, 1 + moment, process)
+def test_a_killed_run_has_a_whole_checkpoint(tmp_path, straight, moment):
+    overrides = ("trainer.devices=1", "trainer.max_epochs=8")
+    process, _, runs = start(tmp_path, "stopped", *overrides)
+    wait_for_validations(runs, 1 + moment, process)
     time.sleep(0.07 * moment)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -166,7 +178,7 @@ def test_a_killed_run_has_a_whole_checkpoint(tmp_path, moment):
     for path in (folder / "checkpoints").glob("*.ckpt"):
         assert torch.load(path, weights_only=True)["global_step"] > 0
     (folder / "checkpoints" / ".last.ckpt.abc.part").write_bytes(b"half of it")
-    assert_same(straight, run(tmp_path, "stopped", f"resume={folder}"))
+    assert_same(straight(*overrides), run(tmp_path, "stopped", f"resume={folder}"))
     assert not list(folder.rglob(".*.part"))
 
 

@@ -1,6 +1,7 @@
 """A run that was stopped, in whatever way, ends bit for bit as one that was not."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -197,6 +198,21 @@ def test_an_interrupted_run_says_so(train, monkeypatch, tmp_path):
         train("stopped", EVERY, EPOCHS(1))
     results = read_results(tmp_path / "runs/stopped/2026-01-01")
     assert (results["status"], results["reason"]) == ("failed", "Interrupted: stopped by SIGTERM")
+
+
+def test_a_student_goes_on_with_its_own_teacher(train, tmp_path):
+    teacher = train("demo_teacher", EVERY, EPOCHS(1))
+    student = ("experiment=demo_efkd", EVERY)
+    expected = outcome(train("straight", *student, EPOCHS(2)))
+    train("stopped", *student, EPOCHS(1))
+    newer = shutil.copytree(teacher, teacher.with_name("2026-02-02"))
+    path = newer / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    zeros = {key: torch.zeros_like(value) for key, value in checkpoint["state_dict"].items()}
+    torch.save(checkpoint | {"state_dict": zeros}, path)
+    assert_equal(outcome(train("stopped", *student[:1], EPOCHS(2), resume=True)), expected)
+    other = outcome(train("other", *student, EPOCHS(2)))
+    assert other[2] != expected[2], "a new run takes the newer one"
 
 
 def test_a_time_limit_counts_from_the_resumed_command(train):

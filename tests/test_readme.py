@@ -1,0 +1,45 @@
+"""What the README tells a user to type is understood."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+]
+TABLE = re.findall(r"^\| .*? \| (.*`.*) \|$", README, flags=re.MULTILINE)
+SPANS = [span for row in TABLE for span in re.findall(r"`([^`]+)`", row) if "=" in span]
+
+
+def filled(words):
+    return [re.sub(r"<[^>]*>", "x", word) for word in words]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[:2] == ["python", "run.py"]])
+def test_commands_compose(command, make_config):
+    config = make_config(*filled(word for word in command[2:] if word != "-m"))
+    assert config["task"] in ("fit", "test")
+
+
+@pytest.mark.parametrize("span", [s for s in SPANS if not s.startswith("WANDB_MODE")])
+def test_overrides_in_tables_compose(span, make_config):
+    words = [word for word in filled(span.split()) if word not in ("python", "run.py", "-m")]
+    single = [word for word in words if "," not in word]
+    assert make_config("experiment=efkd_isic2018", *single)
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    known = {"make", "python", "python3", "pip"}
+    assert COMMANDS
+    assert {command[0] for command in COMMANDS} == known
+    scripts = {c[1] for c in COMMANDS if c[0] == "python"}
+    assert scripts == {"run.py", "benchmarks/train_step.py", "benchmarks/sampling.py"}
+    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text()
+    targets = [c[1] for c in COMMANDS if c[0] == "make"]
+    assert all(f"\n{target}:" in makefile for target in targets)
