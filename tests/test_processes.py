@@ -66,8 +66,7 @@ def wait_for_validations(runs, count, process):
     """Wait until so many epochs have been validated."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
-        tables = list(runs.glob("*/*/samples"))
-        if tables and len(list(tables[0].glob("step_*.png"))) >= count:
+        if len(list(runs.glob("*/*/samples/step_*.png"))) >= count:
             return
         time.sleep(0.05)
     raise AssertionError("it did not get that far")
@@ -173,7 +172,7 @@ def test_a_killed_run_has_a_whole_checkpoint(tmp_path, straight, moment):
     wait_for_validations(runs, 1 + moment, process)
     time.sleep(0.07 * moment)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it had not ended by itself"
     (folder,) = runs.glob("*/*")
     for path in (folder / "checkpoints").glob("*.ckpt"):
         assert torch.load(path, weights_only=True)["global_step"] > 0
