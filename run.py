@@ -27,11 +27,12 @@ def dispatch(config: DictConfig) -> None:
         settings = plain(config)
         importlib.import_module(f"tasks.{settings['task']}").run(settings)
     except UserError as error:
-        _remove_if_empty(folder)
         _exit(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
-        _remove_if_empty(folder)
         _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def main() -> None:
@@ -52,11 +53,6 @@ def _stop_on_sigterm() -> None:
         raise Interrupted(signum)
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _exit_interrupted(signum: int, folder: Path) -> NoReturn:

@@ -44,6 +44,7 @@ def parse_arguments(description: str, cases: Sequence[str]) -> Namespace:
     parser.add_argument("cases", nargs="*", default=list(cases), help=f"of {', '.join(cases)}")
     parser.add_argument("--batch-size", type=int, nargs="+", help="images a call")
     parser.add_argument("--image-size", type=int, default=128, help="side in px")
+    parser.add_argument("--num-images", type=int, default=640, help="size of a made-up dataset")
     parser.add_argument("--threads", type=int, default=2, help="threads on a CPU")
     parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--precision", default="32-true", help="as trainer.precision")
@@ -68,7 +69,7 @@ def run_cases(
         (case,), (batch_size,) = arguments.cases, arguments.batch_size
         print(json.dumps(measure(case, batch_size, arguments)))
         return
-    settings = ("image_size", "threads", "accelerator", "precision")
+    settings = ("image_size", "num_images", "threads", "accelerator", "precision")
     results: dict[str, Any] = {key: getattr(arguments, key) for key in settings}
     gpu = arguments.accelerator == "gpu"
     results["device"] = (

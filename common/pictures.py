@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-__all__ = ["PREDICTION_COLOUR", "TRUTH_COLOUR", "draw_contour", "tile"]
+__all__ = ["PREDICTION_COLOUR", "TRUTH_COLOUR", "draw_contour", "enlarge", "stretch", "tile"]
 
 TRUTH_COLOUR = (0, 220, 0)
 PREDICTION_COLOUR = (30, 110, 255)
@@ -15,6 +15,23 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, in
         np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
     )
     return cv2.drawContours(image.copy(), contours, -1, colour, 1)
+
+
+def enlarge(values: np.ndarray, side: int) -> np.ndarray:
+    """Repeat the pixels of a small uint8 picture until its height is about `side`.
+
+    Otherwise a contour of one pixel would hide what it outlines.
+    """
+    scale = max(1, side // values.shape[0])
+    size = (values.shape[1] * scale, values.shape[0] * scale)
+    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """Return an image `(3, H, W)` of any range as an RGB uint8 picture `(H, W, 3)`."""
+    photo = image.transpose(1, 2, 0)
+    photo = (photo - photo.min()) / max(float(photo.max() - photo.min()), 1e-6)
+    return (photo * 255).astype(np.uint8)
 
 
 def tile(rows: list[list[np.ndarray]], gap: int = 2) -> np.ndarray:

@@ -22,7 +22,15 @@ from datamodules.augmentation_transforms import (
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
-__all__ = ["AffineElastic", "Augmentation", "FastPiecewiseAffine", "Flip", "RainSpatter"]
+__all__ = [
+    "AffineElastic",
+    "Augmentation",
+    "CellDropout",
+    "FastPiecewiseAffine",
+    "Flip",
+    "MirrorPaddedAffine",
+    "RainSpatter",
+]
 
 
 class Augmentation:
@@ -30,7 +38,8 @@ class Augmentation:
 
     Args:
         transforms: each a mapping with the transform's class under `name` (of this module or of
-            albumentations) and its arguments, such as `{name: HorizontalFlip, p: 0.5}`.
+            albumentations) and its arguments, such as `{name: HorizontalFlip, p: 0.5}`; or
+            `{name: OneOf, p: ..., transforms: [...]}`, of which one is chosen.
         p: probability that the list is applied at all.
 
     Raises:
@@ -41,15 +50,17 @@ class Augmentation:
         self._compose = A.Compose([_build(spec) for spec in transforms], p=p)
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Transform an RGB uint8 image `(H, W, 3)` and its uint8 mask `(H, W)` together.
+        self, image: np.ndarray, mask: np.ndarray | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Transform an RGB uint8 image `(H, W, 3)` and its uint8 mask `(H, W)`, if any, together.
 
         The result depends on nothing but the inputs and `seed`.
         """
         # One pair of generators for all transforms: `set_random_seed` would give each transform
         # its own of the same seed, and two transforms of equal `p` would always fire together.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        if mask is None:
+            return self._compose(image=image)["image"], None
         result = self._compose(image=image, mask=mask)
         return result["image"], result["mask"]
 
@@ -177,18 +188,126 @@ class FastPiecewiseAffine(A.PiecewiseAffine):
         return {"map_x": map_x, "map_y": map_y}
 
 
-_OURS = {t.__name__: t for t in (AffineElastic, FastPiecewiseAffine, Flip, RainSpatter)}
+class MirrorPaddedAffine(A.Affine):
+    """A random affine of an image that goes on mirrored for a while outside its border.
+
+    The image is padded by its mirror image, turned, moved and scaled about its centre by nearest
+    neighbours, and cut back to its size; what lies beyond the padding is black. Movements are
+    shares of the padded size.
+
+    Args:
+        padding: of each side, as a share of the image's shorter side, at least 0.
+        scale: range of magnification.
+        rotate: range in degrees.
+        translate_percent: range of the movement along x and y.
+    """
+
+    def __init__(
+        self,
+        padding: float,
+        scale: tuple[float, float] = (1.0, 1.0),
+        rotate: tuple[float, float] = (0.0, 0.0),
+        translate_percent: tuple[float, float] = (0.0, 0.0),
+        p: float = 0.5,
+    ) -> None:
+        super().__init__(
+            scale=scale,
+            rotate=rotate,
+            translate_percent=translate_percent,
+            interpolation=cv2.INTER_NEAREST,
+            keep_ratio=True,
+            p=p,
+        )
+        self.padding = _number("padding", padding, minimum=0)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the affine of the padded image."""
+        height, width = params["shape"][:2]
+        padding = round(self.padding * min(height, width))
+        padded = (height + 2 * padding, width + 2 * padding, *params["shape"][2:])
+        drawn = super().get_params_dependent_on_data({**params, "shape": padded}, data)
+        return {**drawn, "padding": padding}
+
+    def apply(self, img: np.ndarray, padding: int, **params: Any) -> np.ndarray:
+        """Transform an image."""
+        return _cut(super().apply(mirror_padded(img, padding), **params), padding)
+
+    def apply_to_mask(self, mask: np.ndarray, padding: int, **params: Any) -> np.ndarray:
+        """Transform a mask."""
+        return _cut(super().apply_to_mask(mirror_padded(mask, padding), **params), padding)
 
 
-def _build(spec: Mapping[str, Any]) -> A.BasicTransform:
+def mirror_padded(img: np.ndarray, padding: int) -> np.ndarray:
+    """Return an image with its mirror image around it, the border's pixels repeated."""
+    return cv2.copyMakeBorder(img, *[padding] * 4, cv2.BORDER_REFLECT)
+
+
+def _cut(img: np.ndarray, padding: int) -> np.ndarray:
+    height, width = img.shape[:2]
+    return img[padding : height - padding, padding : width - padding]
+
+
+class CellDropout(A.ImageOnlyTransform):
+    """Blacken cells of a coarse grid; the mask stays as it is.
+
+    This is `Dropout` and `CoarseDropout` of imgaug.
+
+    Args:
+        dropout_prob: range of the share of cells that go black, in [0, 1].
+        cell: side of a cell in px, at least 1.
+    """
+
+    def __init__(self, dropout_prob: tuple[float, float], cell: float = 1, p: float = 0.5) -> None:
+        super().__init__(p=p)
+        self.dropout_prob = tuple(_number("dropout_prob", v, minimum=0) for v in dropout_prob)
+        self.cell = _number("cell", cell, minimum=1)
+
+    def get_params_dependent_on_data(
+        self, params: dict[str, Any], data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Draw the cells."""
+        height, width = params["shape"][:2]
+        grid = (max(1, round(height / self.cell)), max(1, round(width / self.cell)))
+        share = self.py_random.uniform(*self.dropout_prob)
+        cells = (self.random_generator.random(grid) < share).astype(np.uint8)
+        return {"dropped": cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)}
+
+    def apply(self, img: np.ndarray, dropped: np.ndarray, **params: Any) -> np.ndarray:
+        """Blacken cells of an image."""
+        return img * (1 - dropped)[..., None]
+
+
+_OURS = {
+    transform.__name__: transform
+    for transform in (
+        AffineElastic,
+        CellDropout,
+        FastPiecewiseAffine,
+        Flip,
+        MirrorPaddedAffine,
+        RainSpatter,
+    )
+}
+
+
+def _build(spec: Mapping[str, Any]) -> A.BasicTransform | A.OneOf:
     arguments = dict(spec)
     name = str(arguments.pop("name", ""))
+    if name == "OneOf":
+        choices = [_build(choice) for choice in arguments.pop("transforms", ())]
+        return _construct(A.OneOf, {"transforms": choices, **arguments})
     transform = _OURS.get(name) or getattr(A, name, None)
     if not (isinstance(transform, type) and issubclass(transform, A.BasicTransform)):
         raise UserError(
             f"augmentation.transforms names {name!r}, which albumentations {A.__version__} does "
             f"not have; use the name of one of its transforms, or one of {', '.join(_OURS)}."
         )
+    return _construct(transform, arguments)
+
+
+def _construct(transform: type, arguments: Mapping[str, Any]) -> Any:
     with warnings.catch_warnings():
         # The library only warns of arguments that it ignores.
         warnings.simplefilter("error", UserWarning)
@@ -197,7 +316,8 @@ def _build(spec: Mapping[str, Any]) -> A.BasicTransform:
             return transform(**arguments)
         except (TypeError, ValueError, UserWarning) as error:
             raise UserError(
-                f"augmentation.transforms.{name} refuses its arguments: {_reason(error)}"
+                f"augmentation.transforms.{transform.__name__} refuses its arguments: "
+                f"{_reason(error)}"
             ) from error
 
 

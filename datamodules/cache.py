@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 from rich.progress import track
 
 from common.errors import UserError
@@ -23,15 +24,19 @@ CACHE_VERSION = 1
 
 
 class Sample(Protocol):
-    """One image with its mask, wherever it comes from."""
+    """One image with what is known of it, wherever it comes from."""
 
     id: str
+    # Where the publisher has it: train, val or test.
+    part: str | None
+    # Images of one lesion or patient share it.
+    group: str | None
 
     def fingerprint(self) -> list[Any]:
         """Plain values that change whenever the decoded content may change."""
 
-    def load(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the RGB uint8 image `(H, W, 3)` and the {0, 1} uint8 mask `(H, W)`."""
+    def load(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the RGB uint8 image `(H, W, 3)`, and the {0, 1} uint8 mask `(H, W)` or none."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,15 @@ class SampleCache:
 
     Attributes:
         folder: holds `images.npy` uint8 `(N, S, S, 3)`, `masks.npy` uint8 `(N, S, S)` of {0, 1},
-            `sizes.npy` int64 `(N, 2)` (height, width of the originals) and `meta.json`.
+            `sizes.npy` int64 `(N, 2)` (height, width of the originals) and `meta.json`. Masks that
+            are not known are zeros.
     """
 
     folder: Path
+
+    def exists(self) -> bool:
+        """Tell whether it has been built; what has been begun has another name."""
+        return (self.folder / "meta.json").is_file()
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -87,15 +97,26 @@ def open_cache(
     shape = [CACHE_VERSION, image_size, antialias, [[s.id, *s.fingerprint()] for s in samples]]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
-    if not (folder / "meta.json").is_file():
-        try:
-            with atomic_folder(folder) as temporary:
-                _build(samples, temporary, name, image_size, antialias)
-        except PermissionError as error:
-            raise UserError(
-                f"The cache folder {root} is not writable; set paths.cache to one that is."
-            ) from error
-    return SampleCache(folder)
+    cache = SampleCache(folder)
+    if cache.exists():
+        return cache
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = root / f".{folder.name}.lock"
+        # Of several processes one builds and the others wait.
+        with FileLock(lock):
+            try:
+                if not cache.exists():
+                    with atomic_folder(folder) as temporary:
+                        _build(samples, temporary, name, image_size, antialias)
+            finally:
+                lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {root} cannot be written ({error.strerror}); set paths.cache to one "
+            "that can, with room for the decoded images."
+        ) from error
+    return cache
 
 
 def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antialias: bool) -> None:
@@ -107,12 +128,16 @@ def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antial
         folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
     )
     sizes = np.zeros((count, 2), dtype=np.int64)
+    covered = np.full(count, np.nan)
 
+    # Decoding JPEGs at reduced size would save time and give other pixels, by up to 78 grey levels.
     def decode(index: int) -> None:
         image, mask = samples[index].load()
         images[index] = resize_image(image, size, antialias)
-        masks[index] = resize_mask(mask, size)
         sizes[index] = image.shape[:2]
+        if mask is not None:
+            masks[index] = resize_mask(mask, size)
+            covered[index] = masks[index].mean()
 
     with ThreadPoolExecutor() as pool:
         for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
@@ -120,7 +145,6 @@ def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antial
     images.flush()
     masks.flush()
     np.save(folder / "sizes.npy", sizes)
-    covered = masks.reshape(count, -1).mean(axis=1)
     meta = {
         "count": count,
         "empty_masks": int((covered == 0).sum()),

@@ -1,18 +1,21 @@
-"""HAM10000: 10015 photographs of pigmented lesions with masks, many lesions more than once.
+"""HAM10000: 10015 photographs of pigmented lesions with masks and diagnoses, many lesions more
+than once.
 
 Source: Tschandl et al., "The HAM10000 dataset, a large collection of multi-source dermatoscopic
 images of common pigmented skin lesions", Scientific Data 2018.
 """
 
-import csv
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
-from datamodules.segmentation import FileSample, SegmentationDataModule, pair_files
-from datamodules.splits import grouped_split
+from datamodules.classification import ClassificationDataModule
+from datamodules.files import FileSample, Listing, images_by_id, pair_files
+from datamodules.problems import Problem
+from datamodules.segmentation import SegmentationDataModule
+from datamodules.tables import read_table
 
-__all__ = ["HAM10000"]
+__all__ = ["HAM10000", "HAM10000Diagnosis"]
 
 # Folders of images and of masks: as published, and as the reference has them.
 LAYOUTS = (
@@ -39,51 +42,74 @@ class HAM10000(SegmentationDataModule):
 
     name = "ham10000"
     reference_split = (7200, 1800, 1015)
-    splits = (*SegmentationDataModule.splits, "lesion_grouped")
+    splits = ("lesion_grouped", "reference", "random")
+    source = SOURCE
+    group_source = f"get the metadata from {SOURCE}, or choose another datamodule.split."
 
-    def find_samples(self) -> list[FileSample]:
-        hint = (
-            f"get the images and the lesion segmentations from {SOURCE}, and set paths.data to the "
-            f"folder that holds {self.root.name}/."
-        )
+    def list_files(self) -> Listing:
         for parts, masks in LAYOUTS:
-            image_folders = [self.root / part for part in parts]
-            mask_folder = self.root / masks
-            if mask_folder.is_dir() and any(folder.is_dir() for folder in image_folders):
-                return pair_files(image_folders, mask_folder, "_segmentation.png", hint)
-        layouts = ", nor ".join(f"{'/ or '.join(p)}/ beside {masks}/" for p, masks in LAYOUTS)
-        raise UserError(f"The folder {self.root} has neither {layouts}; {hint}")
-
-    def divide(self, ids: Sequence[str]) -> list[str]:
-        if self.split != "lesion_grouped":
-            return super().divide(ids)
-        return grouped_split(self._lesions(ids), self.reference_split, self.split_seed)
-
-    def _lesions(self, ids: Sequence[str]) -> list[str]:
-        paths = [self.root / name for name in METADATA]
-        path = next((path for path in paths if path.is_file()), None)
-        way_out = f"get it from {SOURCE}, or set datamodule.split=reference, which works without."
-        if path is None:
-            raise UserError(f"datamodule.split=lesion_grouped needs {paths[0]}; {way_out}")
-        lesions = _read_lesions(path)
-        unknown = [i for i in ids if not lesions.get(i)]
-        if unknown:
-            raise UserError(
-                f"{path} has no lesion_id for {len(unknown)} of {len(ids)} images, first "
-                f"{unknown[0]}, which datamodule.split=lesion_grouped needs; {way_out}"
-            )
-        return [lesions[i] for i in ids]
+            folders = [self.root / part for part in parts]
+            if (self.root / masks).is_dir() and any(folder.is_dir() for folder in folders):
+                listing = pair_files(folders, self.root / masks, "_segmentation", self.hint)
+                break
+        else:
+            layouts = ", nor ".join(f"{'/ or '.join(p)}/ beside {m}/" for p, m in LAYOUTS)
+            raise UserError(f"The folder {self.root} has neither {layouts}; {self.hint}")
+        path = find_metadata(self.root)
+        rows = read_table(path, "image_id", ["lesion_id"], f"get it from {SOURCE}") if path else {}
+        lesions = {key: row["lesion_id"] for key, row in rows.items()}
+        listing.samples = [replace(s, group=lesions.get(s.id) or None) for s in listing.samples]
+        return listing
 
 
-def _read_lesions(path: Path) -> dict[str, str]:
-    """Return the lesion of each image in the metadata, separated by commas or tabs."""
-    # A file that is no text has no such columns either, and is refused for that.
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        separator = "\t" if "\t" in file.readline() else ","
-        file.seek(0)
-        table = csv.DictReader(file, delimiter=separator)
-        if not {"image_id", "lesion_id"} <= set(table.fieldnames or ()):
-            raise UserError(
-                f"{path} has no columns image_id and lesion_id; get it anew from {SOURCE}."
-            )
-        return {row["image_id"]: row["lesion_id"] for row in table}
+class HAM10000Diagnosis(ClassificationDataModule):
+    """The photographs of HAM10000 with their diagnoses, in either layout; masks are not needed.
+
+    Images of a lesion are in one part, and classes in the same proportions in all parts.
+    """
+
+    name = "ham10000_diagnosis"
+    classes = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    reference_split = (7200, 1800, 1015)
+    splits = ("lesion_grouped", "random")
+    source = SOURCE
+    group_source = HAM10000.group_source
+
+    def list_files(self) -> Listing:
+        path = find_metadata(self.root)
+        folders = [self.root / part for parts, _ in LAYOUTS for part in parts]
+        folders = [folder for folder in folders if folder.is_dir()]
+        if path is None or not folders:
+            what = METADATA[0] if path is None else f"{LAYOUTS[0][0][0]}/ nor images/"
+            raise UserError(f"The folder {self.root} has no {what}; {self.hint}")
+        rows = read_table(path, "image_id", ["lesion_id", "dx"], f"get it from {SOURCE}")
+        listing = Listing()
+        images = images_by_id(folders, listing.problems)
+        for key, image in images.items():
+            if key not in rows:
+                listing.problems.append(
+                    Problem(
+                        "image without diagnosis",
+                        image,
+                        f"{path} has no row of {key}; restore it or remove {image}.",
+                    )
+                )
+            elif rows[key]["dx"] not in self.classes:
+                listing.problems.append(
+                    Problem(
+                        "unknown diagnosis",
+                        path,
+                        f"{path} has dx={rows[key]['dx']} for {key}; choose from "
+                        f"{', '.join(self.classes)}.",
+                    )
+                )
+            else:
+                row = rows[key]
+                label, group = self.classes.index(row["dx"]), row["lesion_id"] or None
+                listing.samples.append(FileSample(key, image, group=group, label=label))
+        return listing
+
+
+def find_metadata(root: Path) -> Path | None:
+    """Return the table of lesions and diagnoses, under whatever name it was downloaded."""
+    return next((root / name for name in METADATA if (root / name).is_file()), None)

@@ -1,5 +1,6 @@
 """Datasets over a sample cache, and samplers whose samples depend on no worker or process."""
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,14 +9,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from datamodules.augmentations import Augmentation
-from datamodules.cache import SampleCache
-from datamodules.edges import edge_distance
+from datamodules.cache import Sample, SampleCache
 from datamodules.transforms import normalise, stretch_to_uint8
 
-__all__ = ["EpochSampler", "SegmentationDataset"]
+__all__ = ["CachedDataset", "EpochSampler", "sample_seed"]
 
 
-class SegmentationDataset(Dataset):
+class CachedDataset(Dataset):
     """Samples of one part of a split, as the batch contract wants them.
 
     Items are asked for by `(epoch, index)`, as `EpochSampler` yields them, so that augmentation is
@@ -23,8 +23,8 @@ class SegmentationDataset(Dataset):
 
     Args:
         cache: the decoded samples.
-        indices: which rows of the cache belong to this part.
-        ids: the id of each of them.
+        rows: which rows of the cache belong to this part.
+        samples: what each of them is.
         normalization: as in `transforms.normalise`.
         augmentation: applied to image and mask, or none.
         seed: of the augmentation.
@@ -34,16 +34,16 @@ class SegmentationDataset(Dataset):
     def __init__(
         self,
         cache: SampleCache,
-        indices: Sequence[int],
-        ids: Sequence[str],
+        rows: Sequence[int],
+        samples: Sequence[Sample],
         normalization: str,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         train: bool = False,
     ) -> None:
         self.cache = cache
-        self.indices = np.asarray(indices)
-        self.ids = list(ids)
+        self.indices = np.asarray(rows)
+        self.ids = [sample.id for sample in samples]
         self.normalization = normalization
         self.augmentation = augmentation
         self.seed = seed
@@ -56,19 +56,33 @@ class SegmentationDataset(Dataset):
         epoch, index = key
         row = self.indices[index]
         image = np.array(self.cache.images[row])
-        mask = np.array(self.cache.masks[row])
         if self.train and self.normalization == "reference":
             image = stretch_to_uint8(image)
-        if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, sample_seed(self.seed, epoch, index))
-        mask = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
         return {
-            "image": normalise(image, self.normalization, self.train),
-            "mask": mask,
-            "edge_distance": edge_distance(mask),
+            **self.content(image, row, index, sample_seed(self.seed, epoch, index)),
             "id": self.ids[index],
             "size": torch.from_numpy(self.cache.sizes[row]),
         }
+
+    def plain(self, index: int) -> dict[str, Tensor | str]:
+        """Return an item as it is without augmentation."""
+        bare = copy.copy(self)
+        bare.augmentation = None
+        return bare[0, index]
+
+    def content(self, image: np.ndarray, row: int, index: int, seed: int) -> dict[str, Tensor]:
+        """Return what a kind of task makes of an image, by the keys of a batch.
+
+        Args:
+            image: RGB uint8, before augmentation.
+            row, index: its place in the cache and in this part.
+            seed: of all that is random.
+        """
+        raise NotImplementedError
+
+    def normalised(self, image: np.ndarray) -> Tensor:
+        """Return the network's input, float32 `(3, H, W)`."""
+        return normalise(image, self.normalization, self.train)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

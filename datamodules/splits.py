@@ -1,13 +1,30 @@
 """Which sample belongs to training, validation or test."""
 
+import csv
 import hashlib
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
+from common.files import write_text_atomic
+from datamodules.tables import read_table
 
-__all__ = ["PARTS", "grouped_split", "proportional_split", "split_sha", "spread"]
+__all__ = [
+    "PARTS",
+    "grouped_split",
+    "leaks",
+    "official_split",
+    "proportional_split",
+    "read_split",
+    "refuse_leaks",
+    "split_sha",
+    "spread",
+    "stratified_grouped_split",
+    "write_split",
+]
 
 PARTS = ("train", "val", "test")
 
@@ -53,15 +70,148 @@ def grouped_split(groups: Sequence[str], reference: Sequence[int], seed: int) ->
     Raises:
         UserError: a part would be empty.
     """
-    names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    parts = _deal_groups(groups, reference, seed)
+    what = f"{len(groups)} images in {len(set(groups))} group(s)"
+    _refuse_empty_parts(parts, reference, what)
+    return parts
+
+
+def stratified_grouped_split(
+    groups: Sequence[str], labels: Sequence[int], reference: Sequence[int], seed: int
+) -> list[str]:
+    """Divide samples as `grouped_split` does, each class by itself.
+
+    Every class is then in the parts in the proportions of the reference, to within half a group.
+
+    Args:
+        groups, reference, seed: as in `grouped_split`.
+        labels: the class of each sample; a group counts for that of its first.
+
+    Raises:
+        UserError: a part would be empty.
+    """
+    class_of: dict[str, int] = {}
+    for group, label in zip(groups, labels, strict=True):
+        class_of.setdefault(group, label)
+    parts = [""] * len(groups)
+    for label in sorted(set(class_of.values())):
+        rows = [row for row, group in enumerate(groups) if class_of[group] == label]
+        dealt = _deal_groups([groups[row] for row in rows], reference, seed)
+        for row, part in zip(rows, dealt, strict=True):
+            parts[row] = part
+    what = f"{len(groups)} images in {len(class_of)} group(s)"
+    _refuse_empty_parts(parts, reference, what)
+    return parts
+
+
+def _deal_groups(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[str]:
+    """Deal samples out to as many parts as there are sizes, in their proportions, by groups."""
+    names, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
     middles = np.empty(len(names))
-    middles[order] = np.cumsum(sizes[order]) - sizes[order] / 2
-    borders = np.cumsum(reference[:2]) * len(groups) / sum(reference)
+    middles[order] = np.cumsum(counts[order]) - counts[order] / 2
+    borders = np.cumsum(sizes[:-1]) * len(groups) / sum(sizes)
     part_of_group = np.searchsorted(borders, middles, side="right")
-    parts = [PARTS[part] for part in part_of_group[member]]
-    _refuse_empty_parts(parts, reference, f"{len(groups)} images in {len(names)} group(s)")
+    return [PARTS[part] for part in part_of_group[member]]
+
+
+def official_split(
+    published: Sequence[str | None],
+    groups: Sequence[str | None],
+    reference: Sequence[int],
+    seed: int,
+) -> list[str]:
+    """Divide samples as published; where nothing is published for validation, take it from train.
+
+    Args:
+        published: `train`, `val` or `test` for each sample.
+        groups: the group of each sample; all images of one are taken together, None is a group of
+            its own.
+        reference: train to val in which the published training part is divided, then test.
+        seed: of what is taken.
+
+    Raises:
+        UserError: a part is empty.
+    """
+    parts = list(published)
+    for part in ("train", "test"):
+        if part not in parts:
+            raise UserError(
+                f"datamodule.split=official needs the published {part} part, of which no image is "
+                "there; add its folder or choose another split."
+            )
+    if "val" not in parts:
+        train = [index for index, part in enumerate(parts) if part == "train"]
+        names = [groups[index] or f"sample {index}" for index in train]
+        for index, part in zip(train, _deal_groups(names, reference[:2], seed), strict=True):
+            parts[index] = part
+        _refuse_empty_parts(parts, reference, f"{len(train)} images to train")
     return parts
+
+
+def read_split(path: Path, ids: Sequence[str]) -> list[str]:
+    """Return the part of each sample from a CSV with the columns `id` and `split`.
+
+    Raises:
+        UserError: the file cannot be read, an image is missing or unknown or has two rows, a part
+            has another name than train, val and test, or one is empty.
+    """
+    rows = read_table(path, "id", ["split"], "give datamodule.split_file a CSV with both")
+    known = set(ids)
+    for what, keys in (
+        ("has no row for", [key for key in ids if key not in rows]),
+        ("names images that are not there,", [key for key in rows if key not in known]),
+    ):
+        if keys:
+            raise UserError(
+                f"datamodule.split_file={path} {what} {len(keys)} image(s), first {keys[0]}; every "
+                "image needs one row."
+            )
+    for key, row in rows.items():
+        if row["split"] not in PARTS:
+            raise UserError(
+                f"datamodule.split_file={path} has split={row['split']} for {key}; choose from "
+                f"{', '.join(PARTS)}."
+            )
+    parts = [rows[key]["split"] for key in ids]
+    for part in PARTS:
+        if part not in parts:
+            raise UserError(f"datamodule.split_file={path} has no image in {part}; give it some.")
+    return parts
+
+
+def write_split(path: Path, parts: Mapping[str, str]) -> None:
+    """Write the part of each sample by id as a CSV that `read_split` reads."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("id", "split"), *parts.items()])
+    write_text_atomic(path, text.getvalue())
+
+
+def leaks(groups: Sequence[str | None], parts: Sequence[str]) -> dict[str, list[int]]:
+    """Return the groups that are in more than one part, with the indices of their samples."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        if group is not None:
+            members.setdefault(group, []).append(index)
+    return {g: rows for g, rows in members.items() if len({parts[row] for row in rows}) > 1}
+
+
+def refuse_leaks(ids: Sequence[str], groups: Sequence[str | None], parts: Sequence[str]) -> None:
+    """Refuse a split that has images of one lesion in two parts.
+
+    Raises:
+        UserError: it has; the message names the first.
+    """
+    found = leaks(groups, parts)
+    if found:
+        group, rows = next(iter(found.items()))
+        first = next(row for row in rows if parts[row] != parts[rows[0]])
+        raise UserError(
+            f"This split has images of {len(found)} lesion(s) in more than one part, first "
+            f"{ids[rows[0]]} in {parts[rows[0]]} and {ids[first]} in {parts[first]}, both of "
+            f"{group}; choose another split, or set datamodule.allow_leak=true to reproduce a "
+            "paper that has it."
+        )
 
 
 def _refuse_empty_parts(parts: Sequence[str], reference: Sequence[int], what: str) -> None:

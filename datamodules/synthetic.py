@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datamodules.files import Listing
 from datamodules.segmentation import SegmentationDataModule
 
 __all__ = ["Synthetic", "synthesise_lesion"]
@@ -36,13 +37,19 @@ class Synthetic(SegmentationDataModule):
     name = "synthetic"
     reference_split = (7, 1, 2)
 
+    @property
+    def hint(self) -> str:
+        """What to do when the data is not there."""
+        return "it is made up as it is needed."
+
     def __init__(self, num_samples: int = 640, content_seed: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
         self.num_samples = num_samples
         self.content_seed = content_seed
 
-    def find_samples(self) -> list["SyntheticSample"]:
-        return [SyntheticSample(self.content_seed, index) for index in range(self.num_samples)]
+    def list_files(self) -> Listing:
+        numbers = range(self.num_samples)
+        return Listing([SyntheticSample(self.content_seed, number) for number in numbers])
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class SyntheticSample:
 
     seed: int
     index: int
+    part = None
+    group = None
+    labelled = True
 
     @property
     def id(self) -> str:

@@ -68,7 +68,9 @@ def run(config: dict[str, Any]) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}
         # A resumed run that had nothing left to train was validated when it ended.
         record.add(val=metrics or earlier.get("val"))
-        best = folder / "checkpoints" / "best.ckpt"
-        record.add(**evaluate(trainer, module, datamodule, best))
+        # Some challenges publish their test part without masks.
+        if datamodule.testable:
+            best = folder / "checkpoints" / "best.ckpt"
+            record.add(**evaluate(trainer, module, datamodule, best))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)

@@ -14,6 +14,7 @@ from torch import nn
 
 from common.files import write_text_atomic
 from common.runs import RESULTS_SCHEMA, read_results, write_results
+from datamodules.splits import write_split
 from tasks.build import describe_network
 
 __all__ = ["RunRecord"]
@@ -72,8 +73,7 @@ class RunRecord:
         """Record that the run runs, then whether it finished or failed."""
         if self._writes:
             write_text_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(self._config))
-            rows = "".join(f"{sample},{part}\n" for sample, part in self._parts.items())
-            write_text_atomic(self.folder / "splits.csv", "id,split\n" + rows)
+            write_split(self.folder / "splits.csv", self._parts)
         self._write()
         try:
             yield

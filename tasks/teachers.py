@@ -91,7 +91,7 @@ def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> No
     """Refuse a teacher that was trained on images on which its student will be tested."""
     if theirs["name"] != ours["name"]:
         return
-    for key in ("split", "split_seed"):
+    for key in ("split", "split_file", "split_seed"):
         if theirs.get(key) != ours.get(key):
             raise UserError(
                 f"The teacher {path} was trained with datamodule.{key}={theirs.get(key)}, the "

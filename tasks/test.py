@@ -39,6 +39,7 @@ def run(config: dict[str, Any]) -> None:
     trainer = build_trainer(config)
     datamodule.prepare_data()
     datamodule.setup()
+    datamodule.check_testable()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
 
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)

@@ -1,7 +1,7 @@
 """What several rooms' tests share: golden numbers, small networks, made-up files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,32 @@ def ham_data(tmp_path_factory) -> Path:
     return data
 
 
+@pytest.fixture(scope="session")
+def all_data(tmp_path_factory) -> Path:
+    """A data folder with a few made-up images of every segmentation dataset as published."""
+    data = tmp_path_factory.mktemp("data")
+    write_isic2018(data / "isic2018", 20)
+    write_ham10000(data / "ham10000", 24)
+    for part, count in (("Training", 12), ("Test", 4)):
+        names = [f"ISIC_{part[:2]}{index}" for index in range(count)]
+        stem = data / "isic2016" / f"ISBI2016_ISIC_Part1_{part}"
+        folders = [stem.with_name(f"{stem.name}_{kind}") for kind in ("Data", "GroundTruth")]
+        write_pairs(*folders, names, "_Segmentation.png", content=count)
+    for part, count in (("Training", 12), ("Validation", 2), ("Test_v2", 4)):
+        names = [f"ISIC_{part[:2]}{index}" for index in range(count)]
+        stem = data / "isic2017" / f"ISIC-2017_{part}"
+        folders = [stem.with_name(f"{stem.name}_{k}") for k in ("Data", "Part1_GroundTruth")]
+        write_pairs(*folders, names, content=count)
+    names = [f"IMD{index:03d}" for index in range(20)]
+    write_pairs(data / "ph2/trainx", data / "ph2/trainy", names, "_lesion.bmp", ".bmp", 1)
+    for part, count in (("train", 8), ("valid", 2), ("test", 2)):
+        names = [f"IMG_ENC{part}{index:04d}_00001" for index in range(count)]
+        images, masks = (data / "mediqa_magic" / f for f in (f"images_{part}", "segmentations"))
+        masks = None if part == "test" else masks / part
+        write_pairs(images, masks, names, "_mask_ann1.tiff", content=count)
+    return data
+
+
 @pytest.fixture
 def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
     """Makes a silent Trainer on the CPU that leaves nothing behind."""
@@ -135,15 +161,28 @@ def make_trainer(tmp_path) -> Callable[..., L.Trainer]:
     return make
 
 
+def write_pairs(
+    images: Path,
+    masks: Path | None,
+    names: Sequence[str],
+    mask_suffix: str = "_segmentation.png",
+    image_suffix: str = ".jpg",
+    content: int = 0,
+) -> None:
+    """Write made-up images, and their masks unless that folder is none."""
+    for index, name in enumerate(names):
+        image, mask = synthesise_lesion(content, index)
+        images.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(images / f"{name}{image_suffix}", quality=95)
+        if masks is not None:
+            masks.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask * 255).save(masks / f"{name}{mask_suffix}")
+
+
 def write_isic2018(root: Path, count: int) -> None:
     images = root / "ISIC2018_Task1-2_Training_Input"
     masks = root / "ISIC2018_Task1_Training_GroundTruth"
-    images.mkdir(parents=True)
-    masks.mkdir()
-    for index in range(count):
-        image, mask = synthesise_lesion(0, index)
-        Image.fromarray(image).save(images / f"ISIC_{index:07d}.jpg", quality=95)
-        Image.fromarray(mask * 255).save(masks / f"ISIC_{index:07d}_segmentation.png")
+    write_pairs(images, masks, [f"ISIC_{index:07d}" for index in range(count)])
 
 
 def write_ham10000(root: Path, count: int) -> None:
@@ -160,6 +199,26 @@ def write_ham10000(root: Path, count: int) -> None:
         Image.fromarray(mask * 255).save(masks / f"{name}_segmentation.png")
         rows.append(f"HAM_{index % (2 * count // 3):07d},{name},nv,histo,50.0,male,back")
     (root / "HAM10000_metadata.csv").write_text("\r\n".join(rows))
+
+
+@pytest.fixture
+def pairs() -> Callable[..., None]:
+    """Writes made-up images and masks in any layout."""
+    return write_pairs
+
+
+@pytest.fixture
+def load(tmp_path) -> Callable[..., L.LightningDataModule]:
+    """Builds a datamodule at 16 px in batches of 4 and sets it up."""
+
+    def build(cls: type, root: Path, **settings: Any) -> L.LightningDataModule:
+        arguments = {"image_size": 16, "batch_size": 4, **settings}
+        datamodule = cls(root=root, cache=tmp_path / "cache", **arguments)
+        datamodule.prepare_data()
+        datamodule.setup()
+        return datamodule
+
+    return build
 
 
 @pytest.fixture

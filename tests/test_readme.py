@@ -24,7 +24,7 @@ def filled(words):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[:2] == ["python", "run.py"]])
 def test_commands_compose(command, make_config):
     config = make_config(*filled(word for word in command[2:] if word != "-m"))
-    assert config["task"] in ("fit", "test")
+    assert config["task"] in ("fit", "test", "check_data", "show_data", "download_data")
 
 
 @pytest.mark.parametrize("span", [s for s in SPANS if not s.startswith("WANDB_MODE")])
@@ -39,7 +39,8 @@ def test_every_command_is_of_a_kind_that_is_tested():
     assert COMMANDS
     assert {command[0] for command in COMMANDS} == known
     scripts = {c[1] for c in COMMANDS if c[0] == "python"}
-    assert scripts == {"run.py", "benchmarks/train_step.py", "benchmarks/sampling.py"}
+    benchmarks = {"benchmarks/train_step.py", "benchmarks/sampling.py", "benchmarks/data.py"}
+    assert scripts == {"run.py", *benchmarks}
     makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text()
     targets = [c[1] for c in COMMANDS if c[0] == "make"]
     assert all(f"\n{target}:" in makefile for target in targets)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -11,7 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from common.files import atomic_path
-from common.pictures import PREDICTION_COLOUR, TRUTH_COLOUR, draw_contour, tile
+from common.pictures import (
+    PREDICTION_COLOUR,
+    TRUTH_COLOUR,
+    draw_contour,
+    enlarge,
+    stretch,
+    tile,
+)
 
 __all__ = ["Pictures"]
 
@@ -81,22 +87,15 @@ class Pictures(L.Callback):
 
 
 def _row(image: Tensor, mask: Tensor, probability: Tensor) -> list[np.ndarray]:
-    photo = image.float().cpu().numpy().transpose(1, 2, 0)
-    photo = (photo - photo.min()) / max(float(photo.max() - photo.min()), 1e-6)
-    # Small images are enlarged, or a contour of one pixel would hide what it outlines.
-    scale = max(1, SMALLEST_SIDE // photo.shape[0])
-    photo = _enlarge((photo * 255).astype(np.uint8), scale)
-    truth = _enlarge((mask[0].cpu().numpy() > 0.5).astype(np.uint8), scale)
-    shown = _enlarge((probability[0].float().cpu().numpy() * 255).astype(np.uint8), scale)
-    predicted = _enlarge((probability[0].cpu().numpy() > 0.5).astype(np.uint8), scale)
+    photo = enlarge(stretch(image.float().cpu().numpy()), SMALLEST_SIDE)
+    values = probability[0].float().cpu().numpy()
+    truth, shown, predicted = (
+        enlarge(picture.astype(np.uint8), SMALLEST_SIDE)
+        for picture in (mask[0].cpu().numpy() > 0.5, values * 255, values > 0.5)
+    )
     overlay = draw_contour(photo, truth, TRUTH_COLOUR)
     overlay = draw_contour(overlay, predicted, PREDICTION_COLOUR)
     return [photo, _grey(truth * 255), _grey(shown), overlay]
-
-
-def _enlarge(values: np.ndarray, scale: int) -> np.ndarray:
-    size = (values.shape[1] * scale, values.shape[0] * scale)
-    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
 
 
 def _grey(values: np.ndarray) -> np.ndarray:

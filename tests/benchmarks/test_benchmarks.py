@@ -35,6 +35,17 @@ def test_sampling(tmp_path):
     check(two)
 
 
+def test_data(tmp_path):
+    cases = ("bare-0", "policy-2")
+    results = measure("data.py", tmp_path, *cases, "--num-images=40", "--batch-size=4")["cases"]
+    assert [case["case"] for case in results] == list(cases)
+    for case in results:
+        assert 0 < case["min_s"] <= case["median_s"]
+        assert case["images_per_s"] == pytest.approx(28 / case["median_s"], rel=0.02)
+        assert 0.1 < case["own_memory_gb"] < 8
+    assert results[1]["own_memory_gb"] > results[0]["own_memory_gb"], "two more processes"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["teacher", "efkd"])
 def test_train_step(tmp_path, case):

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from common.errors import UserError
-from datamodules.augmentations import Augmentation
+from datamodules.augmentations import Augmentation, mirror_padded
 from datamodules.synthetic import synthesise_lesion
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "augmentation"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 POLICIES = {
     name: yaml.safe_load((CONF / f"reference_{name}.yaml").read_text())
     for name in ("teacher", "student")
@@ -523,3 +524,121 @@ def test_every_argument_of_the_reference_policies_is_measured():
         for argument in spec
     }
     assert {(n, a) for n, a in configured if a not in ("name", "p")} <= measured
+
+
+OTHERS = ("deeplab_kd", "ssd_kd")
+
+
+@pytest.mark.parametrize("policy", OTHERS)
+@pytest.mark.parametrize("size", [64, 224])
+def test_the_other_references_policies_run_without_warnings(policy, size, make_config):
+    config = make_config(f"augmentation={policy}")["augmentation"]
+    image, mask = lesion(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        augmentation = Augmentation(**config)
+        results = [augmentation(image, mask, seed) for seed in range(30)]
+    for x, m in results:
+        assert (x.dtype, x.shape) == (np.uint8, (size, size, 3))
+        assert (m.dtype, m.shape) == (np.uint8, (size, size))
+        assert set(np.unique(m)) <= {0, 1}
+    assert len({x.tobytes() for x, _ in results}) > 20
+
+
+@pytest.mark.parametrize("policy", OTHERS)
+def test_the_other_references_policies_move_image_and_mask_together(policy, make_config):
+    config = make_config(f"augmentation={policy}")["augmentation"]
+    colours = ("ColorJitter", "GaussianBlur", "OneOf")
+    spatial = [spec for spec in config["transforms"] if spec["name"] not in colours]
+    assert len(spatial) == {"deeplab_kd": 2, "ssd_kd": 4}[policy]
+    augmentation = Augmentation(spatial)
+    mask = np.zeros((112, 112), np.uint8)
+    mask[30:90, 20:70] = 1
+    image = np.repeat(mask[..., None] * 255, 3, axis=2)
+    for seed in range(40):
+        x, m = augmentation(image, mask, seed)
+        assert ((x.mean(axis=2) > 127) == m).mean() > 0.97
+
+
+def padded_affine(**arguments):
+    return Augmentation([{"name": "MirrorPaddedAffine", "padding": 0.25, "p": 1.0, **arguments}])
+
+
+def test_a_padded_affine_that_does_nothing_gives_the_image():
+    image, mask = lesion(64)
+    x, m = padded_affine()(image, mask, 0)
+    assert np.array_equal(x, image)
+    assert np.array_equal(m, mask)
+
+
+@pytest.mark.parametrize("case", ["case0", "case1"])
+def test_padding_is_the_references(case):
+    golden = np.load(GOLDEN / "deeplab_kd" / "mirror_padding.npz")
+    image, padding = golden[f"{case}/in/image"], int(golden[f"{case}/in/padding"])
+    assert np.array_equal(mirror_padded(image, padding), golden[f"{case}/out/padded"])
+
+
+def test_a_padded_affine_shows_the_mirror_image_and_then_black():
+    image, mask = lesion(64)
+    image = np.maximum(image, 1)
+    # 96 px with padding: a quarter of that is 24 px, of which 16 are mirrored.
+    x, m = padded_affine(translate_percent=[0.25, 0.25])(image, mask, 0)
+    assert np.array_equal(x[24:, 24:], image[:40, :40])
+    assert np.array_equal(x[8:24, 24:], image[:16, :40][::-1])
+    assert (x[:8] == 0).all()
+    assert np.array_equal(m[24:, 24:], mask[:40, :40])
+    assert np.array_equal(m[8:24, 24:], mask[:16, :40][::-1])
+
+
+def test_a_padded_affine_turns_and_scales_in_its_ranges():
+    mask = np.zeros((128, 128), np.uint8)
+    mask[54:74, 44:84] = 1
+    image = np.repeat(mask[..., None] * 255, 3, axis=2)
+    for name, values, low, high in (
+        ("rotate", [-20, 20], -20, 20),
+        ("scale", [0.8, 1.2], 0.8**2, 1.2**2),
+    ):
+        augmentation = padded_affine(**{name: values})
+        measured = []
+        for seed in range(60):
+            _, m = augmentation(image, mask, seed)
+            y, x = np.nonzero(m)
+            tilt = np.degrees(np.arctan2(*np.linalg.eigh(np.cov(x, y))[1][::-1, 1]))
+            measured.append(m.sum() / mask.sum() if name == "scale" else (tilt + 90) % 180 - 90)
+        assert low - 0.6 <= min(measured) < low + 0.2 * (high - low)
+        assert high - 0.2 * (high - low) < max(measured) <= high + 0.6
+
+
+@pytest.mark.parametrize("cell", [1, 4])
+def test_cells_are_blackened_in_all_channels(cell):
+    spec = {"name": "CellDropout", "dropout_prob": [0.01, 0.05], "cell": cell, "p": 1.0}
+    augmentation = Augmentation([spec])
+    white, mask = np.full((128, 128, 3), 255, np.uint8), np.ones((128, 128), np.uint8)
+    shares = []
+    for seed in range(40):
+        x, m = augmentation(white, mask, seed)
+        assert m.all()
+        assert (x.min(axis=2) == x.max(axis=2)).all()
+        shares.append((x == 0).mean())
+        cells = x[..., 0].reshape(128 // cell, cell, 128 // cell, cell)
+        assert (cells.min(axis=(1, 3)) == cells.max(axis=(1, 3))).all()
+    assert np.mean(shares) == pytest.approx(0.03, abs=0.008)
+
+
+def test_one_of_several_is_chosen():
+    choices = [{"name": "HorizontalFlip", "p": 1.0}, {"name": "VerticalFlip", "p": 1.0}]
+    augmentation = Augmentation([{"name": "OneOf", "p": 1.0, "transforms": choices}])
+    image, mask = lesion(32)
+    flips = {"h": image[:, ::-1].tobytes(), "v": image[::-1].tobytes()}
+    seen = Counter(augmentation(image, mask, seed)[0].tobytes() for seed in range(40))
+    assert set(seen) == set(flips.values())
+    assert min(seen.values()) > 8
+
+
+def test_an_image_without_a_mask_is_augmented():
+    image, mask = lesion(32)
+    augmentation = Augmentation(POLICIES["student"]["transforms"])
+    for seed in range(10):
+        alone_image, none = augmentation(image, None, seed)
+        assert none is None
+        assert np.array_equal(alone_image, augmentation(image, mask, seed)[0])

@@ -1,7 +1,9 @@
 """The cache of decoded samples: right, atomic, and never stale."""
 
+import multiprocessing
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -61,11 +63,11 @@ def test_whatever_shapes_the_arrays_makes_another_cache(isic_copy, tmp_path, cha
     if change == "content":
         Image.fromarray(np.zeros((144, 192, 3), np.uint8)).save(samples[0].image)
     elif change == "time":
-        os.utime(samples[0].mask, ns=(1, 1))
+        os.utime(samples[0].masks[0], ns=(1, 1))
     elif change == "fewer":
         samples = samples[:-1]
     elif change == "renamed":
-        for path in (samples[0].image, samples[0].mask):
+        for path in (samples[0].image, samples[0].masks[0]):
             path.rename(path.with_name(path.name.replace("ISIC_", "ISIC_9")))
         samples = find(isic_copy)
     second = open_cache(samples, root, "isic2018", size, antialias)
@@ -85,7 +87,7 @@ def test_a_failed_build_leaves_nothing(isic_copy, tmp_path):
 
 def test_a_mask_of_another_size_is_named(isic_copy, tmp_path):
     samples = find(isic_copy)
-    Image.fromarray(np.zeros((50, 60), np.uint8)).save(samples[2].mask)
+    Image.fromarray(np.zeros((50, 60), np.uint8)).save(samples[2].masks[0])
     message = r"ISIC_0000002.jpg has 192x144 .*ISIC_0000002_segmentation.png has 60x50"
     with pytest.raises(UserError, match=message):
         open_cache(samples, tmp_path / "cache", "isic2018", 16, antialias=True)
@@ -97,3 +99,52 @@ def test_a_pickled_cache_is_only_its_folder(isic_copy, tmp_path):
     sent = pickle.dumps(cache)
     assert len(sent) < 1000
     assert np.array_equal(pickle.loads(sent).masks, cache.masks)
+
+
+def build_and_count(root, data, counter):
+    """Open a cache in a process of its own and note who has decoded."""
+    import datamodules.cache as cache_module
+
+    original = cache_module._build
+
+    def building(*arguments):
+        with counter.get_lock():
+            counter.value += 1
+        time.sleep(0.5)
+        original(*arguments)
+
+    cache_module._build = building
+    assert open_cache(find(data), root, "isic2018", 16, antialias=True).exists()
+
+
+def test_of_several_processes_one_builds_and_the_others_wait(isic_copy, tmp_path):
+    context = multiprocessing.get_context("fork")
+    counter = context.Value("i", 0)
+    arguments = (tmp_path / "cache", isic_copy, counter)
+    processes = [context.Process(target=build_and_count, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert counter.value == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "no lock is left behind"
+
+
+def test_images_may_lie_where_nothing_can_be_written(isic_copy, tmp_path):
+    for folder in [*isic_copy.rglob("*"), isic_copy]:
+        folder.chmod(0o555 if folder.is_dir() else 0o444)
+    before = sorted(isic_copy.rglob("*"))
+    try:
+        cache = open_cache(find(isic_copy), tmp_path / "cache", "isic2018", 16, antialias=True)
+    finally:
+        for folder in [isic_copy, *isic_copy.rglob("*")]:
+            folder.chmod(0o755)
+    assert len(cache.images) == 10
+    assert sorted(isic_copy.rglob("*")) == before
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(isic_copy, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"cache folder .*/cache cannot be written .*paths.cache"):
+        open_cache(find(isic_copy), tmp_path / "cache", "isic2018", 16, antialias=True)

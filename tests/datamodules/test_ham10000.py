@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from datamodules import HAM10000
+from datamodules import HAM10000, HAM10000Diagnosis
 
 PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 MASKS = "HAM10000_segmentations_lesion_tschandl"
@@ -56,9 +56,15 @@ def test_batches_follow_the_contract(ham_data, tmp_path):
 
 
 def test_both_parts_are_found_and_the_references_split_is_in_sorted_order(ham_data, tmp_path):
-    datamodule = make(ham_data, tmp_path, split="reference")
+    datamodule = make(ham_data, tmp_path, split="reference", allow_leak=True)
     assert list(datamodule.parts) == [f"ISIC_{i:07d}" for i in range(24)]
     assert list(datamodule.parts.values()) == ["train"] * 17 + ["val"] * 4 + ["test"] * 3
+
+
+def test_the_references_split_has_lesions_in_two_parts(ham_data, tmp_path):
+    message = r"images of \d lesion\(s\) in more than one part, .*set datamodule.allow_leak=true"
+    with pytest.raises(UserError, match=message):
+        make(ham_data, tmp_path, split="reference")
 
 
 def test_images_of_a_lesion_stay_together(ham_data, tmp_path):
@@ -129,19 +135,19 @@ def one_lesion(root):
     [
         (
             lambda r: (r / METADATA).unlink(),
-            r"lesion_grouped needs .*HAM10000_metadata.csv; .*DBW86T.*split=reference",
+            r"lesion_grouped needs the lesion .* 24 of 24 have not, first ISIC_0000000; .*DBW86T",
         ),
         (
             drop_row,
-            r"metadata.csv has no lesion_id for 1 of 24 images, first ISIC_0000007.*reference",
+            r"lesion_grouped needs the lesion .* 1 of 24 have not, first ISIC_0000007; get",
         ),
         (
             lambda r: (r / METADATA).write_text("image_id,dx\nISIC_0000000,nv\n"),
-            r"metadata.csv has no columns image_id and lesion_id",
+            r"metadata.csv has no columns (image_id and )?lesion_id; get it from",
         ),
         (
             lambda r: (r / METADATA).write_bytes(b"\x89PNG\xff\xfe\x00,"),
-            r"metadata.csv has no columns image_id and lesion_id",
+            r"metadata.csv has no columns (image_id and )?lesion_id; get it from",
         ),
         (
             one_lesion,
@@ -180,7 +186,7 @@ def copy_to_second_part(root):
         ),
         (
             lambda r: shutil.rmtree(r / PARTS[1]),
-            r"12 mask\(s\) without partner, first ISIC_0000012: .*part_1/ISIC_0000012.jpg or "
+            r"^12 times mask without partner: .*part_1/ISIC_0000012.jpg or "
             r".*part_2/ISIC_0000012.jpg is missing",
         ),
         (
@@ -203,3 +209,55 @@ def test_lesions_are_grouped_unless_asked_otherwise(ham_data, make_config):
     assert datamodule.split == "lesion_grouped"
     assert (datamodule.seed, datamodule.split_seed) == (4, 0)
     assert len(datamodule.find_samples()) == 24
+
+
+def test_an_image_with_two_rows_is_refused(ham_copy, tmp_path):
+    path = ham_copy / "ham10000" / METADATA
+    path.write_text(path.read_text() + "\nHAM_9,ISIC_0000003,nv,histo,50.0,male,back")
+    with pytest.raises(UserError, match="metadata.csv has two rows of ISIC_0000003; remove one"):
+        make(ham_copy, tmp_path)
+
+
+def diagnoses(data, tmp_path, **settings):
+    arguments = {"image_size": 16, "batch_size": 4, **settings}
+    datamodule = HAM10000Diagnosis(root=data / "ham10000", cache=tmp_path / "cache", **arguments)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def test_diagnoses_are_those_of_the_table(ham_copy, tmp_path):
+    rows = ["lesion_id,image_id,dx"]
+    rows += [f"HAM_{i % 16},ISIC_{i:07d},{'mel' if i % 16 < 6 else 'nv'}" for i in range(24)]
+    (ham_copy / "ham10000" / METADATA).write_text("\n".join(rows))
+    datamodule = diagnoses(ham_copy, tmp_path)
+    assert datamodule.classes == ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+    for dataset in datamodule.datasets.values():
+        for key, label in zip(dataset.ids, dataset.labels, strict=True):
+            assert label == (4 if int(key[5:]) % 16 < 6 else 5)
+    for index in range(8):
+        parts = datamodule.parts
+        assert parts[f"ISIC_{index:07d}"] == parts[f"ISIC_{index + 16:07d}"]
+    batch = next(iter(datamodule.train_dataloader()))
+    assert batch.keys() == {"image", "label", "id", "size"}
+    shutil.rmtree(ham_copy / "ham10000" / MASKS)
+    assert diagnoses(ham_copy, tmp_path).parts == datamodule.parts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "ISIC_0000003,nv",
+            "ISIC_0000003,naevus",
+            "has dx=naevus for ISIC_0000003; choose from ak",
+        ),
+        ("ISIC_0000003,nv", "ISIC_3,nv", "has no row of ISIC_0000003; restore it or remove"),
+        ("dx,", "diagnosis,", "has no columns dx; get it from Harvard"),
+    ],
+)
+def test_what_is_wrong_with_the_diagnoses_is_named(ham_copy, tmp_path, old, new, message):
+    path = ham_copy / "ham10000" / METADATA
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        diagnoses(ham_copy, tmp_path)

@@ -59,6 +59,25 @@ def test_random_split_has_the_same_sizes_and_depends_on_its_own_seed(isic_data, 
     assert sorted(first.values()) == sorted(other.values())
 
 
+def test_official_parts_are_taken_as_published(isic_copy, tmp_path, pairs):
+    root = isic_copy / "isic2018"
+    for content, (name, count) in enumerate((("Validation", 2), ("Test", 3))):
+        folders = (root / IMAGES.replace("Training", name), root / MASKS.replace("Training", name))
+        pairs(*folders, [f"ISIC_{content}{i}" for i in range(count)], content=content)
+    parts = make(isic_copy, tmp_path, split="official").parts
+    assert sorted(parts.values()) == ["test"] * 3 + ["train"] * 10 + ["val"] * 2
+    assert len(make(isic_copy, tmp_path).parts) == 10, "the references divide the training part"
+
+
+def test_a_split_file_is_taken_in_place_of_a_split(isic_data, tmp_path):
+    drawn = make(isic_data, tmp_path, split="random", split_seed=3)
+    rows = "".join(f"{key},{part}\n" for key, part in drawn.parts.items())
+    (tmp_path / "mine.csv").write_text("id,split\n" + rows)
+    given = make(isic_data, tmp_path, split_file=tmp_path / "mine.csv")
+    assert given.parts == drawn.parts
+    assert given.split_sha == drawn.split_sha
+
+
 def test_a_limited_test_is_spread(isic_data, tmp_path):
     datamodule = make(isic_data, tmp_path, limit_test=2)
     assert datamodule.datasets["test"].ids == ["ISIC_0000016", "ISIC_0000019"]
@@ -123,20 +142,23 @@ def test_other_files_among_the_images_are_passed_over(isic_copy, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda r: shutil.rmtree(r), rf"{IMAGES} does not exist; set paths.data"),
+        (
+            lambda r: shutil.rmtree(r),
+            rf"{IMAGES} does not exist; get it from challenge.*set paths.data",
+        ),
         (lambda r: shutil.rmtree(r / MASKS), rf"{MASKS} does not exist"),
-        (lambda r: [p.unlink() for p in (r / IMAGES).iterdir()], r"has no images; set paths.data"),
+        (lambda r: [p.unlink() for p in (r / IMAGES).iterdir()], r"has no images; get it from"),
         (
             lambda r: (r / MASKS / "ISIC_0000003_segmentation.png").unlink(),
-            r"1 image\(s\) without partner, first ISIC_0000003: .*ISIC_0000003_segmentation.png",
+            r"ISIC_0000003.jpg is without partner: .*ISIC_0000003_segmentation.png is missing",
         ),
         (
             lambda r: (r / IMAGES / "ISIC_0000005.jpg").unlink(),
-            r"1 mask\(s\) without partner, first ISIC_0000005: .*/ISIC_0000005.jpg is missing",
+            r"ISIC_0000005_segmentation.png is without partner: .*/ISIC_0000005.jpg is missing",
         ),
         (
             lambda r: [p.unlink() for p in (r / MASKS).iterdir()],
-            r"10 image\(s\) without partner, first ISIC_0000000",
+            r"^10 times image without partner: .*ISIC_0000000.jpg .* 10 problems in all",
         ),
         (
             lambda r: [p.unlink() for f in (IMAGES, MASKS) for p in sorted((r / f).iterdir())[3:]],
@@ -204,7 +226,7 @@ def test_masks_of_any_storage_are_read(isic_copy, tmp_path, mode):
     [
         ({"image_size": 0}, "image_size=0"),
         ({"batch_size": "four"}, "batch_size=four"),
-        ({"split": "official"}, "split=official does not exist; choose from reference, random"),
+        ({"split": "grouped"}, "split=grouped does not exist; choose from reference, random, off"),
         ({"normalization": "zscore"}, "normalization=zscore"),
         ({"limit_test": 0}, "limit_test=0"),
         ({"overfit": 0}, "overfit=0"),

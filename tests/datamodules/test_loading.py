@@ -2,11 +2,19 @@
 
 import functools
 import operator
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from datamodules import ISIC2018
 from datamodules.loading import EpochSampler
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_training_order_changes_with_epoch_and_seed_only():
@@ -112,3 +120,44 @@ def test_loading_leaves_the_global_generator_alone(make_config, isic_data):
     list(datamodule.train_dataloader())
     list(datamodule.val_dataloader())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+SPAWNED = """
+import multiprocessing
+import sys
+import torch
+from datamodules import ISIC2018
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    root, cache, output = sys.argv[1:]
+    policy = {"transforms": [{"name": "HorizontalFlip", "p": 0.5}]}
+    datamodule = ISIC2018(cache, 16, 4, root=root, num_workers=2, augmentation=policy)
+    datamodule.prepare_data()
+    datamodule.setup()
+    loader = datamodule.train_dataloader()
+    loader.sampler.set_epoch(1)
+    torch.save({k: i for b in loader for k, i in zip(b["id"], b["image"])}, output)
+"""
+
+
+@pytest.mark.slow
+def test_loader_processes_may_be_started_afresh(isic_data, load, tmp_path):
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    root, output = isic_data / "isic2018", tmp_path / "images.pt"
+    command = [sys.executable, tmp_path / "spawned.py", root, tmp_path / "cache", output]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, env=environment, timeout=200)
+    policy = {"transforms": [{"name": "HorizontalFlip", "p": 0.5}]}
+    loader = load(ISIC2018, root, augmentation=policy).train_dataloader()
+    loader.sampler.set_epoch(1)
+    expected = {k: i for b in loader for k, i in zip(b["id"], b["image"], strict=True)}
+    images = torch.load(output, weights_only=True)
+    assert images.keys() == expected.keys()
+    assert all(torch.equal(images[key], expected[key]) for key in images)
+
+
+def test_a_dataset_takes_no_images_to_its_loader_processes(isic_data, load):
+    dataset = load(ISIC2018, isic_data / "isic2018", image_size=128).datasets["train"]
+    _ = dataset[0, 0]
+    assert len(pickle.dumps(dataset)) < 5000

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from datamodules.splits import PARTS, grouped_split, proportional_split, split_sha, spread
+from datamodules.splits import (
+    PARTS,
+    grouped_split,
+    leaks,
+    official_split,
+    proportional_split,
+    read_split,
+    refuse_leaks,
+    split_sha,
+    spread,
+    stratified_grouped_split,
+    write_split,
+)
 
 REFERENCE = (1815, 259, 520)
 
@@ -85,3 +97,79 @@ def test_a_limit_is_spread_evenly():
     assert len(np.unique(chosen)) == 128
     assert (chosen[0], chosen[-1]) == (0, 519)
     assert set(np.diff(chosen)) <= {4, 5}
+
+
+def test_every_class_is_divided_in_proportion_and_groups_stay_together():
+    groups = lesions(2000)
+    rng = np.random.default_rng(1)
+    class_of = {group: int(rng.choice(3, p=[0.7, 0.25, 0.05])) for group in sorted(set(groups))}
+    labels = [class_of[group] for group in groups]
+    parts = stratified_grouped_split(groups, labels, (7200, 1800, 1015), 0)
+    assert not leaks(groups, parts)
+    for label in range(3):
+        of_class = [part for part, other in zip(parts, labels, strict=True) if other == label]
+        borders = np.cumsum([of_class.count("train"), of_class.count("val")])
+        expected = np.cumsum([7200, 1800]) * len(of_class) / 10015
+        assert np.abs(borders - expected).max() <= 2.5
+    assert stratified_grouped_split(groups, labels, (7200, 1800, 1015), 1) != parts
+
+
+def test_published_parts_are_kept_and_validation_is_taken_from_training():
+    published = ["train"] * 10 + ["test"] * 4
+    groups = [str(i // 2) for i in range(14)]
+    parts = official_split(published, groups, (8, 2, 4), 0)
+    assert parts[10:] == ["test"] * 4
+    assert parts.count("val") == 2
+    assert not leaks(groups, parts)
+    assert official_split(["val", "train", "test"], [None] * 3, (1, 1, 1), 0) == [
+        "val",
+        "train",
+        "test",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_part_that_is_not_published_is_named(missing):
+    published = [part for part in PARTS if part != missing]
+    with pytest.raises(UserError, match=f"needs the published {missing} part"):
+        official_split(published, [None] * 2, (1, 1, 1), 0)
+
+
+def test_a_split_file_is_read_as_it_was_written(tmp_path):
+    parts = {"a": "train", "b,c": "val", "d": "test"}
+    write_split(tmp_path / "splits.csv", parts)
+    assert read_split(tmp_path / "splits.csv", ["d", "a", "b,c"]) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a,train", "b,val"], r"has no row for 1 image\(s\), first c"),
+        (["a,train", "b,val", "c,test", "d,test"], r"names images that are not there, 1 .*first d"),
+        (["a,train", "b,val", "c,test", "a,val"], r"has two rows of a; remove one"),
+        (["a,train", "b,valid", "c,test"], r"has split=valid for b; choose from train, val, test"),
+        (["a,train", "b,val", "c,val"], r"has no image in test"),
+    ],
+)
+def test_a_split_file_that_does_not_fit_is_refused(tmp_path, rows, message):
+    path = tmp_path / "splits.csv"
+    path.write_text("\n".join(["id,split", *rows]))
+    with pytest.raises(UserError, match=message):
+        read_split(path, ["a", "b", "c"])
+
+
+def test_a_split_file_without_its_columns_is_refused(tmp_path):
+    (tmp_path / "splits.csv").write_text("image,part\na,train")
+    with pytest.raises(UserError, match=r"has no columns id and split; give datamodule.split_file"):
+        read_split(tmp_path / "splits.csv", ["a"])
+    with pytest.raises(UserError, match=r"other.csv cannot be read"):
+        read_split(tmp_path / "other.csv", ["a"])
+
+
+def test_a_lesion_in_two_parts_is_refused():
+    ids, groups = ["a", "b", "c", "d"], ["1", "1", None, None]
+    refuse_leaks(ids, groups, ["train", "train", "val", "test"])
+    with pytest.raises(
+        UserError, match=r"1 lesion\(s\) .* a in train and b in val, both of 1; .*a"
+    ):
+        refuse_leaks(ids, groups, ["train", "val", "val", "test"])

@@ -84,6 +84,49 @@ def test_exif_orientation_is_applied(tmp_path):
     assert read_image(tmp_path / "turned.jpg").shape == (30, 10, 3)
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix", "tolerance"),
+    [
+        ("L", "png", 0),
+        ("1", "bmp", 0),
+        ("P", "png", 0),
+        ("LA", "png", 0),
+        ("RGBA", "tif", 0),
+        ("CMYK", "tif", 0),
+        ("CMYK", "jpg", 3),
+        ("I;16", "png", 0),
+        ("I;16", "tiff", 0),
+        ("I", "tiff", 0),
+    ],
+)
+def test_photographs_of_any_storage_become_rgb(tmp_path, mode, suffix, tolerance):
+    grey = np.zeros((16, 24), np.uint8)
+    grey[4:8] = 255
+    if mode.startswith("I"):
+        deep = grey.astype(np.uint16) * 257
+        picture = Image.fromarray(deep.astype(np.int32) if mode == "I" else deep)
+    else:
+        picture = Image.fromarray(grey).convert("RGB").convert(mode)
+    assert picture.mode == mode
+    picture.save(tmp_path / f"image.{suffix}")
+    image = read_image(tmp_path / f"image.{suffix}")
+    assert (image.shape, image.dtype) == ((16, 24, 3), np.uint8)
+    assert np.abs(image.astype(int) - grey[..., None]).max() <= tolerance
+
+
+def test_the_upper_half_of_sixteen_bits_stays(tmp_path):
+    deep = np.array([[0, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("lesion", [1, 255, 65535])
+def test_masks_of_sixteen_bits_are_read(tmp_path, lesion):
+    mask = np.eye(5, dtype=np.uint16)
+    Image.fromarray(mask * np.uint16(lesion)).save(tmp_path / "mask.tiff")
+    assert np.array_equal(read_mask(tmp_path / "mask.tiff"), mask)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_masks_of_any_storage_become_zero_and_one(tmp_path, mode, suffix):

@@ -1,0 +1,319 @@
+"""What every dataset shares: split, cache, loaders."""
+
+import signal
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from common.errors import UserError
+from datamodules.augmentations import Augmentation
+from datamodules.cache import Sample, SampleCache, open_cache
+from datamodules.downloads import Download
+from datamodules.files import Listing
+from datamodules.loading import CachedDataset, EpochSampler
+from datamodules.splits import (
+    PARTS,
+    grouped_split,
+    official_split,
+    proportional_split,
+    read_split,
+    refuse_leaks,
+    split_sha,
+    spread,
+)
+from datamodules.transforms import NORMALIZATIONS
+
+# Not the base class: what is listed here can be chosen as a datamodule.
+__all__: list[str] = []
+
+SECONDS_AFTER_SIGTERM = 15
+
+
+class CachedDataModule(L.LightningDataModule):
+    """Images that are decoded once, divided into train, val and test.
+
+    A kind of task, such as segmentation, is a subclass that says what a sample is; a dataset is a
+    subclass of that, which says where its files are and how the references divide them.
+
+    Args:
+        cache: folder for decoded samples.
+        image_size: side of the squared images in pixels.
+        batch_size: samples a process and step.
+        root: folder of this dataset; data that is made up has none.
+        num_workers: loader processes; 0 loads in the training process.
+        split: `reference` deals the samples out in sorted order in the reference's proportions,
+            `random` in an order drawn from `split_seed`; `official` takes the publisher's folders,
+            `lesion_grouped` keeps images of a lesion together. A dataset offers some of these.
+        split_file: a CSV with the columns `id` and `split` in place of `split`.
+        split_seed: of splits that are random, apart from `seed`, so that runs of other seeds, such
+            as a student's teacher, have the same test images.
+        allow_leak: accept a split that has images of one lesion in two parts, as some papers have.
+        seed: of shuffling and augmentation.
+        augmentation: `{transforms: [...], p: ...}` as in `augmentations.Augmentation`.
+        normalization: `minmax`, `reference` or `imagenet`, see `transforms.normalise`.
+        antialias: whether shrinking an image low-passes it; the references' torchvision did not.
+        limit_test: test on that many evenly spaced samples only.
+        overfit: train, validate and test on that many evenly spaced training samples, never
+            augmented: a method that works drives the loss on them to nothing.
+
+    Raises:
+        UserError: an argument is outside its range, or the data is missing or broken.
+    """
+
+    name: str
+    # Sizes of train, val and test in the reference; other numbers of images in these proportions.
+    reference_split: tuple[int, int, int]
+    splits: tuple[str, ...] = ("reference", "random")
+    # Where the images come from, for messages.
+    source: str = ""
+    # What the publisher hands out without a login.
+    downloads: tuple[Download, ...] = ()
+    # Where a sample's group is written, for messages.
+    group_source: str = ""
+    dataset_class: ClassVar[type[CachedDataset]]
+
+    def __init__(
+        self,
+        cache: str | Path,
+        image_size: int,
+        batch_size: int,
+        root: str | Path = ".",
+        num_workers: int = 0,
+        split: str | None = None,
+        split_file: str | Path | None = None,
+        split_seed: int = 0,
+        allow_leak: bool = False,
+        seed: int = 0,
+        augmentation: Mapping[str, Any] | None = None,
+        normalization: str = "minmax",
+        antialias: bool = True,
+        limit_test: int | None = None,
+        overfit: int | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("split_seed", split_seed, 0),
+            ("limit_test", 1 if limit_test is None else limit_test, 1),
+            ("overfit", 1 if overfit is None else overfit, 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise UserError(
+                    f"datamodule.{key}={value} must be a whole number, at least {least}."
+                )
+        split = split or self.splits[0]
+        check_choice("split", split, self.splits)
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        self.root = Path(root)
+        self.cache_root = Path(cache)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.split = split
+        self.split_file = split_file
+        self.split_seed = split_seed
+        self.allow_leak = allow_leak
+        self.seed = seed
+        transforms = (augmentation or {}).get("transforms") or []
+        self.augmentation = Augmentation(**augmentation) if transforms else None
+        self.normalization = normalization
+        self.antialias = antialias
+        self.limit_test = limit_test
+        self.overfit = overfit
+        self.datasets: dict[str, CachedDataset] = {}
+
+    @property
+    def hint(self) -> str:
+        """What to do when the data is not there."""
+        return (
+            f"get it from {self.source} and set paths.data to the folder that holds "
+            f"{self.root.name}/."
+        )
+
+    @abstractmethod
+    def list_files(self) -> Listing:
+        """Return every sample of the dataset and what is wrong with its files.
+
+        Raises:
+            UserError: the folders are missing.
+        """
+
+    def find_samples(self) -> list[Sample]:
+        """Return every sample of the dataset, sorted by id.
+
+        Raises:
+            UserError: the data is missing or incomplete.
+        """
+        listing = self.list_files()
+        listing.refuse_problems()
+        return sorted(listing.samples, key=lambda sample: sample.id)
+
+    def divide(self, samples: Sequence[Sample]) -> list[str]:
+        """Return the part of each sample, by the split asked for.
+
+        Args:
+            samples: all of them, sorted by id.
+
+        Raises:
+            UserError: a part would be empty, images of a lesion would be in two parts, or the
+                split needs something that is not there.
+        """
+        ids = [sample.id for sample in samples]
+        groups = [sample.group for sample in samples]
+        if self.split_file is not None:
+            parts = read_split(Path(self.split_file), ids)
+        elif self.split == "official":
+            given = [sample.part for sample in samples]
+            parts = official_split(given, groups, self.reference_split, self.split_seed)
+        elif self.split == "lesion_grouped":
+            self._require_groups(ids, groups)
+            parts = self.grouped_parts(samples)
+        elif self.split == "random":
+            order = np.random.default_rng(self.split_seed).permutation(len(ids)).tolist()
+            parts = proportional_split(len(ids), self.reference_split, order)
+        else:
+            parts = self.reference_parts(samples)
+        if not self.allow_leak:
+            refuse_leaks(ids, groups, parts)
+        return parts
+
+    def reference_parts(self, samples: Sequence[Sample]) -> list[str]:
+        """Return the part of each sample as the reference divides them."""
+        return proportional_split(len(samples), self.reference_split, range(len(samples)))
+
+    def grouped_parts(self, samples: Sequence[Sample]) -> list[str]:
+        """Return the part of each sample, all samples of a group in one."""
+        groups = [sample.group for sample in samples]
+        return grouped_split(groups, self.reference_split, self.split_seed)
+
+    def _require_groups(self, ids: Sequence[str], groups: Sequence[str | None]) -> None:
+        unknown = [key for key, group in zip(ids, groups, strict=True) if group is None]
+        if unknown:
+            raise UserError(
+                f"datamodule.split=lesion_grouped needs the lesion of every image, which "
+                f"{len(unknown)} of {len(ids)} have not, first {unknown[0]}; {self.group_source}"
+            )
+
+    def prepare_data(self) -> None:
+        """Decode the data into the cache; of several processes one does, the others wait."""
+        # The Trainer asks again before it tests: a data folder that has gone must not end a run.
+        if not self.datasets:
+            self._load()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache and divide the samples; runs in every process."""
+        if self.datasets:
+            return
+        samples, self.parts, self.cache = self._load()
+        self.split_sha = split_sha(list(self.parts), list(self.parts.values()))
+        rows = {p: np.flatnonzero([part == p for part in self.parts.values()]) for p in PARTS}
+        if self.overfit is None:
+            rows["test"] = rows["test"][spread(len(rows["test"]), self.limit_test)]
+            self.datasets = {p: self._dataset(samples, rows[p], p == "train") for p in PARTS}
+        else:
+            chosen = rows["train"][spread(len(rows["train"]), self.overfit)]
+            self.datasets = dict.fromkeys(PARTS, self._dataset(samples, chosen, train=True))
+
+    def _load(self) -> tuple[list[Sample], dict[str, str], SampleCache]:
+        samples = self.find_samples()
+        # Before the caching, which takes long: a split that is not possible is known now.
+        parts = dict(zip([s.id for s in samples], self.divide(samples), strict=True))
+        cache = open_cache(samples, self.cache_root, self.name, self.image_size, self.antialias)
+        return samples, parts, cache
+
+    def _dataset(self, samples: Sequence[Sample], rows: np.ndarray, train: bool) -> CachedDataset:
+        return self.dataset_class(
+            self.cache,
+            rows,
+            samples=[samples[row] for row in rows],
+            normalization=self.normalization,
+            augmentation=self.augmentation if train and self.overfit is None else None,
+            seed=self.seed,
+            train=train,
+            **self.dataset_settings(),
+        )
+
+    def dataset_settings(self) -> dict[str, Any]:
+        """Return what `dataset_class` takes beyond what every dataset does."""
+        return {}
+
+    def train_dataloader(self) -> DataLoader:
+        loader = self._loader("train", seed=self.seed, shuffle=True, pad=True)
+        if self.trainer is not None:
+            # Loader processes start to read before the Trainer has told the sampler the epoch, and
+            # a run that goes on within an epoch has seen its first batches.
+            loop = self.trainer.fit_loop
+            loader.sampler.set_epoch(loop.epoch_progress.current.processed)
+            batches = loop.epoch_loop.batch_progress
+            if loop.restarting and not batches.is_last_batch:
+                loader.sampler.start = batches.current.ready * self.batch_size
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        # One random order for all runs: its beginning is the subset on which masks are sampled.
+        return self._loader("val", permuted=True)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def check_processes(self, count: int) -> None:
+        """Refuse a part with fewer images than processes, of which one would wait for ever.
+
+        Training repeats images instead.
+
+        Raises:
+            UserError: validation or test has too few images.
+        """
+        for part in ("val", "test"):
+            if len(self.datasets[part]) < count:
+                raise UserError(
+                    f"The {part} part has {len(self.datasets[part])} image(s) for {count} "
+                    "processes, and one without images would keep the others waiting; use fewer "
+                    "trainer.devices."
+                )
+
+    def _loader(self, part: str, **order: Any) -> DataLoader:
+        dataset = self.datasets[part]
+        rank, world_size = 0, 1
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Starting to load must not draw from the generator that training may use.
+            generator=torch.Generator().manual_seed(self.seed),
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=_outlive_signals,
+        )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Keep a loader process alive for a while when a signal reaches every process of a run.
+
+    The run ends after the step under way, for which it may need the batch that is being loaded.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value of `datamodule.<key>` that is not among the choices."""
+    if value not in choices:
+        raise UserError(
+            f"datamodule.{key}={value} does not exist; choose from {', '.join(choices)}."
+        )
