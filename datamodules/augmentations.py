@@ -48,6 +48,31 @@ class Augmentation:
 
     def __init__(self, transforms: Sequence[Mapping[str, Any]], p: float = 1.0) -> None:
         self._compose = A.Compose([_build(spec) for spec in transforms], p=p)
+        self._always = A.Compose([_build(_made_certain(spec)) for spec in transforms])
+
+    def check(self, image_size: int) -> None:
+        """Apply all transforms to squared images of this size in pixels.
+
+        Raises:
+            UserError: a transform cannot be applied, or the result has another size or type.
+        """
+        image = np.tile(np.arange(image_size, dtype=np.uint8)[:, None, None], (1, image_size, 3))
+        mask = (image[..., 0] > image_size // 2).astype(np.uint8)
+        for seed in range(4):
+            try:
+                result = _apply(self._always, image, mask, seed)
+            except Exception as error:
+                raise UserError(
+                    f"The transforms of augmentation.transforms cannot be applied to images of "
+                    f"{image_size} px: {error}"
+                ) from error
+            for changed, given in zip(result, (image, mask), strict=True):
+                if changed.shape != given.shape or changed.dtype != np.uint8:
+                    raise UserError(
+                        f"The transforms of augmentation.transforms turn uint8 images of "
+                        f"{given.shape} into {changed.dtype} of {changed.shape}; leave out what "
+                        "changes the type, and end with a Resize where the size changes."
+                    )
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, seed: int
@@ -56,13 +81,7 @@ class Augmentation:
 
         The result depends on nothing but the inputs and `seed`.
         """
-        # One pair of generators for all transforms: `set_random_seed` would give each transform
-        # its own of the same seed, and two transforms of equal `p` would always fire together.
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        if mask is None:
-            return self._compose(image=image)["image"], None
-        result = self._compose(image=image, mask=mask)
-        return result["image"], result["mask"]
+        return _apply(self._compose, image, mask, seed)
 
 
 class Flip(A.DualTransform):
@@ -305,6 +324,25 @@ def _build(spec: Mapping[str, Any]) -> A.BasicTransform | A.OneOf:
             f"not have; use the name of one of its transforms, or one of {', '.join(_OURS)}."
         )
     return _construct(transform, arguments)
+
+
+def _made_certain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    certain = {**spec, "p": 1.0}
+    if "transforms" in spec:
+        certain["transforms"] = [_made_certain(choice) for choice in spec["transforms"]]
+    return certain
+
+
+def _apply(
+    compose: A.Compose, image: np.ndarray, mask: np.ndarray | None, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    # One pair of generators for all transforms: `set_random_seed` would give each transform its
+    # own of the same seed, and two transforms of equal `p` would always fire together.
+    compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    if mask is None:
+        return compose(image=image)["image"], None
+    result = compose(image=image, mask=mask)
+    return result["image"], result["mask"]
 
 
 def _construct(transform: type, arguments: Mapping[str, Any]) -> Any:

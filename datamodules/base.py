@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import lightning as L
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from datamodules.cache import Sample, SampleCache, open_cache
 from datamodules.downloads import Download
 from datamodules.files import Listing
 from datamodules.loading import CachedDataset, EpochSampler
+from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches
 from datamodules.splits import (
     PARTS,
     grouped_split,
@@ -124,6 +126,8 @@ class CachedDataModule(L.LightningDataModule):
         self.seed = seed
         transforms = (augmentation or {}).get("transforms") or []
         self.augmentation = Augmentation(**augmentation) if transforms else None
+        if self.augmentation is not None:
+            self.augmentation.check(image_size)
         self.normalization = normalization
         self.antialias = antialias
         self.limit_test = limit_test
@@ -289,26 +293,45 @@ class CachedDataModule(L.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
-        return DataLoader(
+        processes: dict[str, Any] = {}
+        if self.num_workers > 0:
+            _limit_threads()
+            processes = {
+                "collate_fn": SharedBatches(dataset.plain(0), self.batch_size, self.num_workers),
+                "prefetch_factor": PREFETCH,
+                "persistent_workers": True,
+                "worker_init_fn": _prepare_process,
+            }
+        return BatchLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            # Batches from loader processes are pinned when they are taken out.
+            pin_memory=torch.cuda.is_available() and self.num_workers == 0,
             # Starting to load must not draw from the generator that training may use.
             generator=torch.Generator().manual_seed(self.seed),
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_outlive_signals,
+            **processes,
         )
 
 
-def _outlive_signals(worker: int) -> None:
-    """Keep a loader process alive for a while when a signal reaches every process of a run.
+def _prepare_process(worker: int) -> None:
+    """Set up a loader process.
 
-    The run ends after the step under way, for which it may need the batch that is being loaded.
+    It stays alive for a while when a signal reaches every process of a run: the run ends after the
+    step under way, for which it may need the batch that is being loaded.
     """
+    _limit_threads()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
+
+
+def _limit_threads() -> None:
+    """Make OpenCV use one thread, as PyTorch does in loader processes.
+
+    Where these are forks, they must not inherit threads that did not come along.
+    """
+    cv2.setNumThreads(1)
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -642,3 +642,22 @@ def test_an_image_without_a_mask_is_augmented():
         alone_image, none = augmentation(image, None, seed)
         assert none is None
         assert np.array_equal(alone_image, augmentation(image, mask, seed)[0])
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ("[{name: RandomCrop, height: 8, width: 8, p: 0.01}]", r"uint8 of \(8, 8, 3\).*Resize"),
+        ("[{name: HorizontalFlip}, {name: ToFloat, p: 0.01}]", "into float32"),
+        ("[{name: RandomCrop, height: 99, width: 99, p: 0.01}]", "cannot be applied.*16 px.*99"),
+        ("[{name: OneOf, p: 0.01, transforms: [{name: ToFloat}]}]", "into float32"),
+    ],
+)
+def test_what_images_would_not_survive_is_known_before_training(transforms, message):
+    with pytest.raises(UserError, match=message):
+        Augmentation(yaml.safe_load(transforms)).check(16)
+
+
+def test_a_crop_that_is_resized_back_is_fine():
+    spec = "[{name: RandomCrop, height: 8, width: 8}, {name: Resize, height: 16, width: 16}]"
+    Augmentation(yaml.safe_load(spec)).check(16)
