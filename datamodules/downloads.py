@@ -190,7 +190,8 @@ def unpack(archive: Path, folder: Path) -> None:
 def _refuse_escape(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     link = (member.external_attr >> 16) & 0o170000 == 0o120000
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or link:
+    drive = ":" in "".join(path.parts[:1])
+    if path.is_absolute() or ".." in path.parts or drive or link:
         raise UserError(
             f"The archive {archive} has the member {member.filename!r}, which would be written "
             "outside its folder; it is not unpacked. Get the archive from its publisher."

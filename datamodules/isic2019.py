@@ -102,9 +102,8 @@ class ISIC2019(ClassificationDataModule):
     def reference_parts(self, samples: Sequence[Sample]) -> list[str]:
         # The reference shuffles the rows of its table, takes a tenth of them to test, and of five
         # stratified folds of the rest the second to validate.
-        from sklearn.model_selection import (
-            StratifiedKFold,
-        )  # Costs a second that few runs need pay.
+        # This import costs a second, which few runs need pay.
+        from sklearn.model_selection import StratifiedKFold
 
         by_row = sorted(range(len(samples)), key=lambda index: self._rows[samples[index].id])
         shuffled = [by_row[row] for row in reference_order(len(samples))]
