@@ -41,10 +41,10 @@ def run(config: dict[str, Any]) -> None:
     samples = sorted(listing.samples, key=lambda sample: sample.id)
     looks = track(inspect_samples(samples), f"Checking {datamodule.name}", len(samples))
     inspections = list(looks)
-    parts, problems = _split(datamodule, samples)
+    parts, problems, remarks = _split(datamodule, samples)
     problems = [*listing.problems, *problems]
     problems += [problem for found in inspections for problem in found.problems]
-    remarks = [remark for found in inspections for remark in found.remarks]
+    remarks += [remark for found in inspections for remark in found.remarks]
     _add_copies(inspections, parts, problems, remarks)
 
     report = _report(datamodule, inspections, parts, problems, remarks)
@@ -62,16 +62,20 @@ def run(config: dict[str, Any]) -> None:
         )
 
 
-def _split(datamodule: Any, samples: Sequence[Any]) -> tuple[dict[str, str], list[Problem]]:
-    """Return the part of each sample by id, and what is wrong with the split."""
+def _split(
+    datamodule: Any, samples: Sequence[Any]
+) -> tuple[dict[str, str], list[Problem], list[Problem]]:
+    """Return the part of each sample by id, what is wrong with the split, and remarks on it."""
     if not samples:
-        return {}, []
+        return {}, [], []
     allowed = datamodule.allow_leak
     datamodule.allow_leak = True
     try:
         parts = datamodule.divide(samples)
     except UserError as error:
-        return {}, [Problem("split not possible", datamodule.root, str(error))]
+        found = [Problem("split not possible", datamodule.root, str(error))]
+        # A few images for a look may well be too few to divide; a table of the user's is meant.
+        return ({}, found, []) if datamodule.split_file is not None else ({}, [], found)
     found = {} if allowed else leaks([sample.group for sample in samples], parts)
     problems = [
         Problem(
@@ -83,7 +87,7 @@ def _split(datamodule: Any, samples: Sequence[Any]) -> tuple[dict[str, str], lis
         )
         for group, rows in found.items()
     ]
-    return dict(zip([sample.id for sample in samples], parts, strict=True)), problems
+    return dict(zip([sample.id for sample in samples], parts, strict=True)), problems, []
 
 
 def _add_copies(

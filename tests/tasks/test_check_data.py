@@ -94,9 +94,6 @@ DAMAGES = {
     ),
     # The first image is in the training part, the last one in the test part.
     "image in two parts": lambda r: shutil.copy(image(r, 0), image(r, 9)),
-    "split not possible": lambda r: [
-        path.unlink() for i in range(3, 10) for path in (image(r, i), mask(r, i))
-    ],
 }
 
 
@@ -108,7 +105,7 @@ def test_what_stops_a_training_is_an_error(isic_copy, check, kind, tmp_path):
     assert "has 1 problem(s), first: " in error
     message = report["problems"][0]["message"]
     assert message in error
-    assert "ISIC_" in message or kind == "split not possible"
+    assert "ISIC_" in message
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -118,6 +115,9 @@ REMARKS = {
     "image twice": lambda r: shutil.copy(image(r, 0), image(r, 1)),
     "alike": lambda r: copy_smaller_pair(r, 0, 1),
     "alike in two parts": lambda r: copy_smaller_pair(r, 0, 9),
+    "split not possible": lambda r: [
+        path.unlink() for i in range(3, 10) for path in (image(r, i), mask(r, i))
+    ],
 }
 
 
@@ -132,6 +132,14 @@ def test_what_may_be_right_is_remarked(isic_copy, check, kind):
     report, error = check(*isic(isic_copy))
     assert error is None
     assert kinds(report["remarks"]) == [kind]
+
+
+def test_a_split_file_that_does_not_fit_is_an_error(isic_copy, check, tmp_path):
+    table = tmp_path / "mine.csv"
+    table.write_text("id,split\nISIC_0000000,train\n")
+    report, error = check(*isic(isic_copy), f"datamodule.split_file={table}")
+    assert kinds(report["problems"]) == ["split not possible"]
+    assert "mine.csv has no row for" in error
 
 
 def test_every_damage_at_once_is_listed(isic_copy, check):
