@@ -1,6 +1,7 @@
 """Datasets over a sample cache, and samplers whose samples depend on no worker or process."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from datamodules.transforms import normalise, stretch_to_uint8
 __all__ = ["CachedDataset", "EpochSampler", "sample_seed"]
 
 
-class CachedDataset(Dataset):
+class CachedDataset(Dataset, ABC):
     """Samples of one part of a split, as the batch contract wants them.
 
     Items are asked for by `(epoch, index)`, as `EpochSampler` yields them, so that augmentation is
@@ -70,6 +71,7 @@ class CachedDataset(Dataset):
         bare.augmentation = None
         return bare[0, index]
 
+    @abstractmethod
     def content(self, image: np.ndarray, row: int, index: int, seed: int) -> dict[str, Tensor]:
         """Return what a kind of task makes of an image, by the keys of a batch.
 
@@ -78,7 +80,6 @@ class CachedDataset(Dataset):
             row, index: its place in the cache and in this part.
             seed: of all that is random.
         """
-        raise NotImplementedError
 
     def normalised(self, image: np.ndarray) -> Tensor:
         """Return the network's input, float32 `(3, H, W)`."""
