@@ -63,7 +63,7 @@ class ClassificationDataModule(CachedDataModule):
 
     Args:
         views: for the methods that learn from rotations.
-        settings: everything that `CachedDataModule` takes.
+        arguments, settings: everything that `CachedDataModule` takes.
     """
 
     # In the order of their labels.
@@ -74,8 +74,8 @@ class ClassificationDataModule(CachedDataModule):
     def check_testable(self) -> None:
         """Do nothing: every image has a class."""
 
-    def __init__(self, views: bool = False, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *arguments: Any, views: bool = False, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         self.views = views
 
     @property

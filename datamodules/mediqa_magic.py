@@ -29,7 +29,7 @@ class MEDIQAMagic(SegmentationDataModule):
     Args:
         annotators: `each` makes a sample of every mask, as the reference does; `majority` is lesion
             where more than half of an image's annotators say so, `union` where any does.
-        settings: everything that `SegmentationDataModule` takes.
+        arguments, settings: everything that `SegmentationDataModule` takes.
     """
 
     name = "mediqa_magic"
@@ -37,8 +37,8 @@ class MEDIQAMagic(SegmentationDataModule):
     splits = ("official", "lesion_grouped")
     source = "the MEDIQA-MAGIC 2025 task of ImageCLEF (on registration)"
 
-    def __init__(self, annotators: str = "each", **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *arguments: Any, annotators: str = "each", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
         check_choice("annotators", annotators, ANNOTATORS)
         self.annotators = annotators
 

@@ -31,7 +31,7 @@ class Synthetic(SegmentationDataModule):
         num_samples: images to make; 70 % train, 10 % val, 20 % test in the reference's proportions.
         content_seed: which images are made, apart from `seed`, so that a sweep over seeds keeps
             its data.
-        settings: everything that `SegmentationDataModule` takes.
+        arguments, settings: everything that `SegmentationDataModule` takes.
     """
 
     name = "synthetic"
@@ -42,8 +42,10 @@ class Synthetic(SegmentationDataModule):
         """What to do when the data is not there."""
         return "it is made up as it is needed."
 
-    def __init__(self, num_samples: int = 640, content_seed: int = 0, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(
+        self, *arguments: Any, num_samples: int = 640, content_seed: int = 0, **settings: Any
+    ) -> None:
+        super().__init__(*arguments, **settings)
         self.num_samples = num_samples
         self.content_seed = content_seed
 

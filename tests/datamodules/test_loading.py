@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import datamodules
 from datamodules import ISIC2018
 from datamodules.loading import EpochSampler
 
@@ -126,6 +127,7 @@ SPAWNED = """
 import multiprocessing
 import sys
 import torch
+import datamodules
 from datamodules import ISIC2018
 
 if __name__ == "__main__":
@@ -161,3 +163,11 @@ def test_a_dataset_takes_no_images_to_its_loader_processes(isic_data, load):
     dataset = load(ISIC2018, isic_data / "isic2018", image_size=128).datasets["train"]
     _ = dataset[0, 0]
     assert len(pickle.dumps(dataset)) < 5000
+
+
+@pytest.mark.parametrize("name", [n for n in datamodules.__all__ if n != "edge_distance"])
+def test_every_datamodule_takes_the_same_arguments_first(name, tmp_path):
+    cls = getattr(datamodules, name)
+    datamodule = cls(tmp_path / "cache", 24, 5)
+    assert (datamodule.cache_root, datamodule.image_size) == (tmp_path / "cache", 24)
+    assert datamodule.batch_size == 5
