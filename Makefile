@@ -18,8 +18,9 @@ demo: install
 	$(BIN)/python run.py experiment=demo_teacher
 	$(BIN)/python run.py experiment=demo_efkd
 
+# Two processes of one thread each: starting Python takes most of the time.
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist worksteal
 
 # Kills, several processes and long matrices.
 test-slow: install

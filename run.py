@@ -1,5 +1,6 @@
 """Compose the config and hand it to one task: `python run.py experiment=teacher_isic2018`."""
 
+import contextlib
 import importlib
 import os
 import signal
@@ -18,7 +19,11 @@ from common.errors import Interrupted, UserError
 from tasks.configuration import plain
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(
+    version_base="1.3",
+    config_path=str(Path(__file__).resolve().parent / "conf"),
+    config_name="config",
+)
 def dispatch(config: DictConfig) -> None:
     """Run the config's task; a user's mistake is a short message and exit code 2."""
     folder = Path(config.paths.run)
@@ -31,7 +36,8 @@ def dispatch(config: DictConfig) -> None:
     except (Interrupted, KeyboardInterrupt) as stop:
         _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
+        # Only an empty folder can be removed; another process may have been first.
+        with contextlib.suppress(OSError):
             folder.rmdir()
 
 
