@@ -6,24 +6,41 @@ from torch import Tensor
 __all__ = ["huber_loss", "l1_loss", "l2_loss"]
 
 
-def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of `|prediction - target|`; both `(B, C, H, W)`, result a scalar."""
-    return F.l1_loss(prediction.float(), target.float())
-
-
-def l2_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean of `(prediction - target)^2`; both `(B, C, H, W)`, result a scalar.
-
-    Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 14.
-    """
-    return F.mse_loss(prediction.float(), target.float())
-
-
-def huber_loss(prediction: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
-    """Mean of `d^2/2` where `|d| < delta`, else `delta (|d| - delta/2)`; `d` the difference.
+def l1_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = None) -> Tensor:
+    """Mean of `|prediction - target|`.
 
     Args:
         prediction, target: `(B, C, H, W)`.
+        time_weight: `(B,)`, a factor for each sample; none is all 1.
+    """
+    return _mean(F.l1_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+
+
+def l2_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = None) -> Tensor:
+    """Mean of `(prediction - target)^2`.
+
+    Args:
+        prediction, target, time_weight: as in `l1_loss`.
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 14.
+    """
+    return _mean(F.mse_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+
+
+def huber_loss(
+    prediction: Tensor, target: Tensor, time_weight: Tensor | None = None, delta: float = 1.0
+) -> Tensor:
+    """Mean of `d^2/2` where `|d| < delta`, else `delta (|d| - delta/2)`; `d` the difference.
+
+    Args:
+        prediction, target, time_weight: as in `l1_loss`.
         delta: where the square turns into a line, positive.
     """
-    return F.huber_loss(prediction.float(), target.float(), delta=delta)
+    errors = F.huber_loss(prediction.float(), target.float(), reduction="none", delta=delta)
+    return _mean(errors, time_weight)
+
+
+def _mean(errors: Tensor, time_weight: Tensor | None) -> Tensor:
+    if time_weight is None:
+        return errors.mean()
+    return (errors.flatten(1).mean(1) * time_weight).mean()

@@ -8,6 +8,7 @@ from lightning_modules.processes import samplers as _samplers
 from lightning_modules.processes.noise import SampleNoise, stable_seed
 from lightning_modules.processes.objectives import (
     OBJECTIVES,
+    min_snr_weight,
     output_from_x0,
     predict_x0,
     training_target,
@@ -18,6 +19,7 @@ __all__ = [
     "OBJECTIVES",
     "NoiseSchedule",
     "SampleNoise",
+    "min_snr_weight",
     "output_from_x0",
     "predict_x0",
     "snr",

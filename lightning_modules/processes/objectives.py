@@ -12,9 +12,9 @@ All tensors are `(B, C, H, W)`, `t` is `(B,)`; everything is computed in float32
 from torch import Tensor
 
 from common.errors import UserError
-from lightning_modules.processes.schedule import NoiseSchedule, at_time
+from lightning_modules.processes.schedule import NoiseSchedule, at_time, snr
 
-__all__ = ["OBJECTIVES", "output_from_x0", "predict_x0", "training_target"]
+__all__ = ["OBJECTIVES", "min_snr_weight", "output_from_x0", "predict_x0", "training_target"]
 
 OBJECTIVES = ("noise", "x0", "v")
 
@@ -61,6 +61,19 @@ def training_target(
         return noise
     signal = at_time(schedule.sqrt_alphas_cumprod, t, x0)
     return signal * noise - at_time(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * x0
+
+
+def min_snr_weight(schedule: NoiseSchedule, objective: str, t: Tensor, gamma: float) -> Tensor:
+    """Return the weight `(B,)` of each sample's squared error that evens out its times.
+
+    It is `min(SNR, gamma)` on the error of the clean signal, expressed for what the network
+    predicts: divided by the SNR for `noise`, by the SNR plus 1 for `v`.
+    Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
+    section 3.4; they use `gamma = 5`.
+    """
+    ratio = snr(schedule, t)
+    weight = ratio.clamp(max=gamma)
+    return weight / {"x0": 1, "noise": ratio, "v": ratio + 1}[_checked(objective)]
 
 
 def _checked(objective: str) -> str:

@@ -21,3 +21,12 @@ TARGET = torch.zeros(1, 1, 1, 3)
 def test_values(loss, options, expected):
     assert loss(PREDICTION, TARGET, **options).item() == pytest.approx(expected)
     assert loss(PREDICTION.bfloat16(), TARGET, **options).dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [l1_loss, l2_loss, huber_loss])
+def test_a_time_weight_is_a_factor_of_each_sample(loss):
+    prediction, target = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    each = torch.stack([loss(p, t) for p, t in zip(prediction, target, strict=True)])
+    weight = torch.tensor([0.5, 0.0, 2.0])
+    torch.testing.assert_close(loss(prediction, target, time_weight=weight), (each * weight).mean())
+    torch.testing.assert_close(loss(prediction, target), each.mean())

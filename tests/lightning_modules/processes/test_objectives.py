@@ -7,8 +7,10 @@ from common.errors import UserError
 from lightning_modules.processes import (
     OBJECTIVES,
     NoiseSchedule,
+    min_snr_weight,
     output_from_x0,
     predict_x0,
+    snr,
     training_target,
 )
 
@@ -63,3 +65,16 @@ def test_unknown_objective_is_named(function):
     x0, noise, t, _ = noisy_sample([1])
     with pytest.raises(UserError, match="objective=eps does not exist; choose one of noise, x0, v"):
         function(SCHEDULE, "eps", x0, *((noise, t)))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_min_snr_weighs_the_same_clean_error_alike_for_every_objective(objective):
+    x0, noise, t, x_t = noisy_sample([1, 5, 30, 60, 150, 249])
+    believed = x0 + 0.1 * torch.randn(x0.shape)
+    output = output_from_x0(SCHEDULE, objective, believed, x_t, t)
+    target = training_target(SCHEDULE, objective, x0, noise, t)
+    weight = min_snr_weight(SCHEDULE, objective, t, gamma=5.0)
+    weighed = weight * (output - target).square().flatten(1).mean(1)
+    expected = snr(SCHEDULE, t).clamp(max=5) * (believed - x0).square().flatten(1).mean(1)
+    torch.testing.assert_close(weighed, expected, rtol=2e-2, atol=1e-7)
+    assert weight.isfinite().all()
