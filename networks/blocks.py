@@ -33,6 +33,14 @@ class WeightStandardisedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.standardised_weight().to(x.dtype), self.bias)
 
+    def folded(self) -> nn.Conv2d:
+        """Return the plain convolution that computes the same, to the last bit."""
+        arguments = (self.in_channels, self.out_channels, self.kernel_size)
+        plain = nn.Conv2d(*arguments, padding=self.padding, bias=self.bias is not None)
+        state = {**self.state_dict(), "weight": self.standardised_weight()}
+        plain.load_state_dict(state)
+        return plain.to(self.weight.device)
+
 
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the integer time step, followed by a two-layer perceptron.
@@ -62,6 +70,13 @@ class TimeEmbedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         embedding = self.sinusoidal(time).to(self.expand.weight.dtype)
         return self.project(F.gelu(self.expand(embedding)))
+
+
+class TimeProjection(nn.Linear):
+    """Scale and shift of a block from the time embedding `(B, in_features)`, after a SiLU."""
+
+    def forward(self, time: Tensor) -> Tensor:
+        return super().forward(F.silu(time))
 
 
 class EfficientChannelAttention(nn.Module):
@@ -133,7 +148,7 @@ class ResidualBlock(nn.Module):
         channel_attention: bool,
     ) -> None:
         super().__init__()
-        self.time = nn.Linear(time_dim, 2 * out_channels)
+        self.time = TimeProjection(time_dim, 2 * out_channels)
         self.block1 = ConvBlock(in_channels, out_channels, groups)
         self.block2 = ConvBlock(out_channels, out_channels, groups)
         self.channel_attention = (
@@ -143,7 +158,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, z: Tensor, time: Tensor) -> Tensor:
-        scale, shift = self.time(F.silu(time))[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
         h = self.block2(self.block1(z, scale, shift))
         return self.channel_attention(h) + self.shortcut(z)
 
