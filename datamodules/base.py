@@ -18,7 +18,7 @@ from datamodules.cache import Sample, SampleCache, open_cache
 from datamodules.downloads import Download
 from datamodules.files import Listing
 from datamodules.loading import CachedDataset, EpochSampler
-from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches
+from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches, collate
 from datamodules.splits import (
     PARTS,
     grouped_split,
@@ -60,6 +60,7 @@ class CachedDataModule(L.LightningDataModule):
         augmentation: `{transforms: [...], p: ...}` as in `augmentations.Augmentation`.
         normalization: `minmax`, `reference` or `imagenet`, see `transforms.normalise`.
         antialias: whether shrinking an image low-passes it; the references' torchvision did not.
+        letterbox: keep an image's proportions in the square; otherwise it is squashed.
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
@@ -95,6 +96,7 @@ class CachedDataModule(L.LightningDataModule):
         augmentation: Mapping[str, Any] | None = None,
         normalization: str = "minmax",
         antialias: bool = True,
+        letterbox: bool = False,
         limit_test: int | None = None,
         overfit: int | None = None,
     ) -> None:
@@ -130,6 +132,7 @@ class CachedDataModule(L.LightningDataModule):
             self.augmentation.check(image_size)
         self.normalization = normalization
         self.antialias = antialias
+        self.letterbox = letterbox
         self.limit_test = limit_test
         self.overfit = overfit
         self.datasets: dict[str, CachedDataset] = {}
@@ -230,7 +233,8 @@ class CachedDataModule(L.LightningDataModule):
         samples = self.find_samples()
         # Before the caching, which takes long: a split that is not possible is known now.
         parts = dict(zip([s.id for s in samples], self.divide(samples), strict=True))
-        cache = open_cache(samples, self.cache_root, self.name, self.image_size, self.antialias)
+        square = (self.image_size, self.antialias, self.letterbox)
+        cache = open_cache(samples, self.cache_root, self.name, *square)
         return samples, parts, cache
 
     def _dataset(self, samples: Sequence[Sample], rows: np.ndarray, train: bool) -> CachedDataset:
@@ -293,7 +297,7 @@ class CachedDataModule(L.LightningDataModule):
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
         sampler = EpochSampler(len(dataset), rank=rank, world_size=world_size, **order)
-        processes: dict[str, Any] = {}
+        processes: dict[str, Any] = {"collate_fn": collate}
         if self.num_workers > 0:
             _limit_threads()
             processes = {

@@ -77,24 +77,35 @@ class SampleCache:
 
 
 def open_cache(
-    samples: Sequence[Sample], root: Path, name: str, image_size: int, antialias: bool
+    samples: Sequence[Sample],
+    root: Path,
+    name: str,
+    image_size: int,
+    antialias: bool,
+    letterbox: bool = False,
 ) -> SampleCache:
     """Return the cache of these samples at this size, built first if there is none.
 
     The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
-    size, antialias, version), so a stale cache is never read.
+    size, antialias, letterbox, version), so a stale cache is never read.
 
     Args:
         samples: in the order of the arrays.
         root: where caches live.
         name: the dataset, for the folder's name.
         image_size: side of the square arrays in pixels.
-        antialias: as in `resize_image`.
+        antialias, letterbox: as in `resize_image`.
 
     Raises:
         UserError: a sample cannot be loaded, or the folder is not writable.
     """
-    shape = [CACHE_VERSION, image_size, antialias, [[s.id, *s.fingerprint()] for s in samples]]
+    shape = [
+        CACHE_VERSION,
+        image_size,
+        antialias,
+        letterbox,
+        [[s.id, *s.fingerprint()] for s in samples],
+    ]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
     cache = SampleCache(folder)
@@ -108,7 +119,7 @@ def open_cache(
             try:
                 if not cache.exists():
                     with atomic_folder(folder) as temporary:
-                        _build(samples, temporary, name, image_size, antialias)
+                        _build(samples, temporary, name, image_size, antialias, letterbox)
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:
@@ -119,7 +130,14 @@ def open_cache(
     return cache
 
 
-def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antialias: bool) -> None:
+def _build(
+    samples: Sequence[Sample],
+    folder: Path,
+    name: str,
+    size: int,
+    antialias: bool,
+    letterbox: bool,
+) -> None:
     count = len(samples)
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
@@ -133,10 +151,10 @@ def _build(samples: Sequence[Sample], folder: Path, name: str, size: int, antial
     # Decoding JPEGs at reduced size would save time and give other pixels, by up to 78 grey levels.
     def decode(index: int) -> None:
         image, mask = samples[index].load()
-        images[index] = resize_image(image, size, antialias)
+        images[index] = resize_image(image, size, antialias, letterbox)
         sizes[index] = image.shape[:2]
         if mask is not None:
-            masks[index] = resize_mask(mask, size)
+            masks[index] = resize_mask(mask, size, letterbox)
             covered[index] = masks[index].mean()
 
     with ThreadPoolExecutor() as pool:

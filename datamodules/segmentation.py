@@ -18,11 +18,17 @@ __all__: list[str] = []
 
 
 class SegmentationDataset(CachedDataset):
-    """Images with their masks, or without where a part has none."""
+    """Images with their masks, or without where a part has none.
+
+    Attributes:
+        native: also give each mask at its own size, as `native_mask`, uint8 `(H, W)` of {0, 1}.
+    """
 
     def __init__(self, *args: Any, samples: Sequence[FileSample], **settings: Any) -> None:
         super().__init__(*args, samples=samples, **settings)
+        self.samples = samples
         self.labelled = all(sample.labelled for sample in samples)
+        self.native = False
 
     def content(self, image: np.ndarray, row: int, index: int, seed: int) -> dict[str, Tensor]:
         if not self.labelled:
@@ -31,10 +37,13 @@ class SegmentationDataset(CachedDataset):
         if self.augmentation is not None:
             image, mask = self.augmentation(image, mask, seed)
         mask = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
+        # An array and no tensor: the masks of a batch have different sizes.
+        native = {"native_mask": self.samples[index].load()[1]} if self.native else {}
         return {
             "image": self.normalised(image),
             "mask": mask,
             "edge_distance": edge_distance(mask),
+            **native,
         }
 
 
@@ -65,6 +74,10 @@ class SegmentationDataModule(CachedDataModule):
             if folder.is_dir() or not listing.samples:
                 listing += pair_files([folder], self.root / masks, mask_suffix, self.hint, part)
         return listing
+
+    def test_at_native_size(self) -> None:
+        """Have the test batches carry `native_mask` too, a list of uint8 `(H, W)` of {0, 1}."""
+        self.datasets["test"].native = True
 
     @property
     def testable(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-__all__ = ["PREFETCH", "BatchLoader", "SharedBatches"]
+__all__ = ["PREFETCH", "BatchLoader", "SharedBatches", "collate"]
 
 # Batches that a loader process prepares ahead.
 PREFETCH = 2
@@ -57,8 +57,7 @@ class SharedBatches:
                 raise ValueError(f"{key} has the shapes {shapes}, not {tuple(place.shape[1:])}")
             torch.stack(values, out=place)
         others = [key for key in samples[0] if key not in self.memory]
-        rest = {key: [sample[key] for sample in samples] for key in others}
-        return Place(worker, slot, len(samples), rest)
+        return Place(worker, slot, len(samples), _listed(samples, others))
 
     def take(self, place: Place) -> dict[str, Any]:
         """Return the batch at a place, pinned where there is a GPU; called in training."""
@@ -68,6 +67,17 @@ class SharedBatches:
             for key, memory in self.memory.items()
         }
         return {**batch, **place.rest}
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a batch: tensors stacked, everything else in lists."""
+    tensors = [key for key, value in samples[0].items() if isinstance(value, Tensor)]
+    batch = {key: torch.stack([sample[key] for sample in samples]) for key in tensors}
+    return batch | _listed(samples, [key for key in samples[0] if key not in tensors])
+
+
+def _listed(samples: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, list[Any]]:
+    return {key: [sample[key] for sample in samples] for key in keys}
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
+from common.geometry import fitted
 from datamodules.problems import BadFileError
 
 __all__ = [
@@ -80,20 +81,40 @@ def _decode(path: Path) -> Image.Image | np.ndarray:
         ) from error
 
 
-def resize_image(image: np.ndarray, size: int, antialias: bool) -> np.ndarray:
-    """Squash an RGB uint8 image `(H, W, 3)` to `(size, size, 3)`, bilinear.
+def resize_image(
+    image: np.ndarray, size: int, antialias: bool, letterbox: bool = False
+) -> np.ndarray:
+    """Make an RGB uint8 image `(H, W, 3)` square, `(size, size, 3)`, bilinear.
 
-    With `antialias=False` the pixels are those of torchvision 0.15, which the references pin.
+    Args:
+        image: RGB uint8.
+        size: side in pixels.
+        antialias: whether shrinking low-passes; without, the pixels are those of torchvision 0.15,
+            which the references pin.
+        letterbox: keep the proportions and fill the rest with the mean colour; otherwise the image
+            is squashed.
     """
+    box = fitted(image.shape[:2], size, letterbox)
     tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    resized = F.resize(tensor, [size, size], F.InterpolationMode.BILINEAR, antialias=antialias)
-    return resized.permute(1, 2, 0).contiguous().numpy()
+    bilinear = F.InterpolationMode.BILINEAR
+    resized = F.resize(tensor, [box.height, box.width], bilinear, antialias=antialias)
+    resized = resized.permute(1, 2, 0).contiguous().numpy()
+    if not letterbox:
+        return resized
+    square = np.empty((size, size, 3), dtype=np.uint8)
+    square[:] = image.mean(axis=(0, 1)).round()
+    square[box.rows, box.columns] = resized
+    return square
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Squash a mask `(H, W)` to `(size, size)`, nearest neighbour."""
+def resize_mask(mask: np.ndarray, size: int, letterbox: bool = False) -> np.ndarray:
+    """Make a mask `(H, W)` square as `resize_image` does, by nearest neighbours; skin around it."""
+    box = fitted(mask.shape, size, letterbox)
     tensor = torch.from_numpy(mask.copy())[None]
-    return F.resize(tensor, [size, size], F.InterpolationMode.NEAREST)[0].numpy()
+    nearest = F.InterpolationMode.NEAREST
+    square = np.zeros((size, size), dtype=mask.dtype)
+    square[box.rows, box.columns] = F.resize(tensor, [box.height, box.width], nearest)[0].numpy()
+    return square
 
 
 def stretch_to_uint8(image: np.ndarray) -> np.ndarray:
@@ -111,13 +132,16 @@ def normalise(image: np.ndarray, normalization: str, train: bool) -> torch.Tenso
         image: RGB uint8.
         normalization: `minmax` stretches to [0, 1] jointly over channels; `reference` does so too,
             except that training images are stretched channel by channel, as in the published code;
-            `imagenet` subtracts the mean and divides by the deviation of ImageNet.
+            `imagenet` subtracts the mean and divides by the deviation of ImageNet; `none` keeps the
+            grey levels from 0 to 255, for networks that normalise by themselves.
         train: whether this is a training image.
 
     A constant image becomes 0.5 under `minmax` and `reference`.
     """
     values = image.astype(np.float32)
-    if normalization == "imagenet":
+    if normalization == "none":
+        pass
+    elif normalization == "imagenet":
         values = (values / 255 - IMAGENET_MEAN) / IMAGENET_STD
     else:
         if normalization == "reference" and train:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from common.geometry import fitted, restore
 from datamodules.transforms import (
     normalise,
     read_image,
@@ -169,3 +170,31 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=f"cut.{suffix} cannot be decoded"):
             read_image(path)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60), (50, 50), (3, 200)])
+def test_a_letterbox_keeps_the_proportions(shape):
+    image = np.full((*shape, 3), 40, np.uint8)
+    image[:, shape[1] // 2 :] = 200
+    mask = np.ones(shape, np.uint8)
+    square = resize_image(image, 32, True, letterbox=True)
+    inside = resize_mask(mask, 32, letterbox=True)
+    assert square.shape == (32, 32, 3)
+    assert inside.shape == (32, 32)
+    box = fitted(shape, 32, letterbox=True)
+    assert max(box.height, box.width) == 32
+    assert box.height == max(1, round(32 * shape[0] / max(shape)))
+    assert inside.sum() == box.height * box.width
+    assert (square[inside == 0] == 120).all(), "the mean colour around it"
+    whole = restore(torch.from_numpy(inside)[None].float(), shape, letterbox=True)
+    assert whole.shape == (1, *shape)
+    assert whole.min() == 1
+
+
+def test_a_squashed_map_is_restored_to_the_image():
+    square = torch.linspace(0, 1, 16).expand(1, 16, 16)
+    whole = restore(square, (40, 160))
+    assert whole.shape == (1, 40, 160)
+    assert whole[0, 20, 0] == 0
+    assert whole[0, 20, -1] == 1
+    assert (whole[0, 20].diff() >= 0).all()
