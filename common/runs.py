@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.files import write_text_atomic
 
-__all__ = ["RESULTS_SCHEMA", "find_runs", "read_results", "write_results"]
+__all__ = ["RESULTS_SCHEMA", "find_runs", "name_runs", "read_results", "write_results"]
 
 RESULTS_SCHEMA = 1
 
@@ -36,6 +36,22 @@ def find_runs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         results = read_results(run)
         if results is not None:
             yield run, results
+
+
+def name_runs(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """Return a name for each run of a folder with its results, for tables and plots.
+
+    It is the experiment that trained what the run tested, with the run's folder where two share
+    one.
+    """
+    names = [
+        results.get("trained_as") or results.get("experiment") or folder.name
+        for folder, results in runs
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name} {folder.name}"
+        for name, (folder, _) in zip(names, runs, strict=True)
+    ]
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Plain denoising diffusion of lesion masks, for a teacher or a student without a teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -18,15 +18,16 @@ from lightning_modules.losses import (
 from lightning_modules.metrics import (
     LossMeans,
     OverlapMetrics,
-    dice_score,
-    iou_score,
+    SegmentationScores,
     overlap_counts,
 )
 from lightning_modules.optimizers import build_optimizer
 from lightning_modules.processes import (
     NoiseSchedule,
     SampleNoise,
+    min_snr_weight,
     predict_x0,
+    snr,
     stable_seed,
     training_target,
 )
@@ -49,9 +50,12 @@ class DiffusionSegmentation(L.LightningModule):
         optimizer: `{name, lr, **arguments}`, see `build_optimizer`.
         objective: what the network predicts, `noise` (published), `x0` or `v`.
         t_min: smallest time step that is trained, 1 as published or 0.
+        min_snr_gamma: of `min_snr_weight` on the terms l1, l2 and huber; none weighs all times
+            alike, as published.
         seed: of training noise (with step and rank) and sampling noise (with id and member).
         validation: `num_images` on which masks are sampled, `ensemble` samples each, and
             `num_timesteps`, the size of the grid of times on which `val/loss` is taken.
+        metrics: arguments of `SegmentationScores`, by which it is tested.
 
     Raises:
         UserError: an argument is outside its range.
@@ -72,6 +76,7 @@ class DiffusionSegmentation(L.LightningModule):
         "mask",
         "t",
         "num_timesteps",
+        "time_weight",
     )
 
     def __init__(
@@ -84,7 +89,9 @@ class DiffusionSegmentation(L.LightningModule):
         validation: Mapping[str, int],
         objective: str = "noise",
         t_min: int = 1,
+        min_snr_gamma: float | None = None,
         seed: int = 0,
+        metrics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= t_min < schedule.num_timesteps:
@@ -100,6 +107,17 @@ class DiffusionSegmentation(L.LightningModule):
         probe = torch.zeros(1, 1, 1, 1)
         training_target(schedule, objective, probe, probe, torch.zeros(1, dtype=torch.int64))
         sampler.timesteps(schedule)
+        if sampler.num_steps == 1 and objective == "noise":
+            gain = float(snr(schedule, torch.tensor(schedule.num_timesteps - 1)) ** -0.5)
+            raise UserError(
+                "sampler.num_steps=1 needs lightning_module.objective=x0 or v: the only call is at "
+                f"pure noise, where a network that predicts noise has its error multiplied by "
+                f"{gain:.0f} in the mask. Take more steps."
+            )
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise UserError(
+                f"lightning_module.min_snr_gamma={min_snr_gamma} must be above 0, or null."
+            )
         self.network = network
         self.schedule = schedule
         self.sampler = sampler
@@ -113,9 +131,10 @@ class DiffusionSegmentation(L.LightningModule):
         self.validation = dict(validation)
         self.objective = objective
         self.t_min = t_min
+        self.min_snr_gamma = min_snr_gamma
         self.seed = seed
         self.val_overlap = OverlapMetrics()
-        self.test_overlap = OverlapMetrics()
+        self.test_scores = SegmentationScores(**(metrics or {}))
         self.val_losses = LossMeans(["loss", *self.losses.weights])
         self.test_losses = LossMeans(
             ["loss", *(self.test_terms.weights if self.test_terms else ())]
@@ -165,10 +184,16 @@ class DiffusionSegmentation(L.LightningModule):
             "mask": mask,
             "t": t,
             "num_timesteps": self.schedule.num_timesteps,
+            "time_weight": self._time_weight(t),
             **extra,
         }
         with torch.autocast(self.device.type, enabled=False):
             return losses(**inputs)
+
+    def _time_weight(self, t: Tensor) -> Tensor | None:
+        if self.min_snr_gamma is None:
+            return None
+        return min_snr_weight(self.schedule, self.objective, t, self.min_snr_gamma)
 
     def extra_loss_inputs(
         self,
@@ -241,23 +266,15 @@ class DiffusionSegmentation(L.LightningModule):
             losses = self.fixed_losses(batch, "test", self.test_terms)
             self.test_losses.update(losses, len(batch["id"]))
         result = self.predict(batch)
-        counts = overlap_counts(result["probability"] > 0.5, batch["mask"])
-        self.test_overlap.update(counts)
-        tp, fp, fn, _ = counts.unbind(1)
-        result["per_image"] = {
-            "dice": dice_score(counts),
-            "iou": iou_score(counts),
-            "lesion_pixels": tp + fn,
-            "predicted_pixels": tp + fp,
-        }
-        return result
+        return {**result, "per_image": self.test_scores.update(result, batch)}
 
     def on_test_epoch_end(self) -> None:
         if self.test_terms is not None:
             self._log_losses("test", self.test_losses)
-        scores = self.test_overlap.compute()
-        self.test_overlap.reset()
-        self.log_dict({f"test/{k}": v for k, v in scores.items()})
+        self.log_dict({f"test/{k}": v for k, v in self.test_scores.compute().items()})
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        return self.predict(batch)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any], ensemble: int | None = None) -> dict[str, Tensor]:
@@ -277,25 +294,54 @@ class DiffusionSegmentation(L.LightningModule):
         """
         image, ids = batch["image"], batch["id"]
         shape = (1, *image.shape[-2:])
-        mean = torch.zeros(len(image), *shape, device=image.device)
-        squares = torch.zeros_like(mean)
         members = ensemble or self.sampler.ensemble
+        streams = [
+            SampleNoise(self.seed, ids, member, shape, image.device) for member in range(members)
+        ]
+        return self.predict_from(image, streams)
 
-        def denoise(x_t: Tensor, t: int) -> Tensor:
-            times = torch.full((len(x_t),), t, device=x_t.device)
-            output = self.network(x_t, image, times)
-            return predict_x0(self.schedule, self.objective, output, x_t, times)
+    def predict_from(
+        self, image: Tensor, streams: Sequence[Callable[[], Tensor]]
+    ) -> dict[str, Tensor]:
+        """Sample masks from noise that is given.
 
-        for member in range(members):
-            noise = SampleNoise(self.seed, ids, member, shape, image.device)
-            sample = self.sampler.sample(denoise, self.schedule, noise).float()
-            difference = sample - mean
-            mean += difference / (member + 1)
-            squares += difference * (sample - mean)
+        Args:
+            image: `(B, 3, H, W)`, normalised.
+            streams: for each member, a function that returns fresh noise `(B, 1, H, W)`.
+
+        Returns:
+            As `predict`.
+        """
+        members = len(streams)
+        mean = torch.zeros_like(image[:, :1], dtype=torch.float32)
+        squares = torch.zeros_like(mean)
+        at_once = self.sampler.members_at_once or (members if image.is_cuda else 1)
+        for first in range(0, members, at_once):
+            for offset, sample in enumerate(self._sample(image, streams[first : first + at_once])):
+                difference = sample - mean
+                mean = mean + difference / (first + offset + 1)
+                squares = squares + difference * (sample - mean)
         result = {"probability": (mean.clamp(-1, 1) + 1) / 2}
         if members > 1:
             result["uncertainty"] = (squares / members).sqrt() / 2
         return result
+
+    def _sample(self, image: Tensor, streams: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+        """Return one sample `(B, 1, H, W)`, float32, for each stream of noise."""
+        images = torch.cat([image] * len(streams))
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            # Of `len` a tracer would keep the number.
+            times = torch.full(x_t.shape[:1], t, device=x_t.device)
+            # The noise has float32, the network the precision of its images.
+            output = self.network(x_t.to(images.dtype), images, times)
+            return predict_x0(self.schedule, self.objective, output, x_t, times)
+
+        def draw() -> Tensor:
+            return torch.cat([stream() for stream in streams])
+
+        samples = self.sampler.sample(denoise, self.schedule, draw).float()
+        return list(samples.unflatten(0, (len(streams), -1)).unbind())
 
     def _log_losses(self, part: str, means: LossMeans) -> None:
         total, *terms = means.compute().items()

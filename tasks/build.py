@@ -60,6 +60,9 @@ def build_module(
         arguments["sampler"] = build_sampler(config["sampler"])
     if takes_teacher(config):
         arguments["teacher"] = teacher
+    if _parameter(cls, "metrics"):
+        letterbox = bool(config["datamodule"].get("letterbox"))
+        arguments["metrics"] = {**config.get("metrics", {}), "letterbox": letterbox}
     return _construct(cls, {"network": network, **arguments}, "lightning_module")
 
 

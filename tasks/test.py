@@ -11,8 +11,10 @@ from tasks.baselines import trivial_baselines
 from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
 from tasks.configuration import checkpoint_config
+from tasks.inference import accelerate
 from tasks.records import RunRecord
 from tasks.screen import print_results, print_start
+from tasks.statistics import bootstrap_interval, read_scores
 from tasks.training import build_trainer, log_config
 
 __all__ = ["evaluate", "run"]
@@ -30,7 +32,8 @@ def run(config: dict[str, Any]) -> None:
             "checkpoint=runs/demo_teacher/<time>/checkpoints/best.ckpt."
         )
     checkpoint = load_checkpoint(config["checkpoint"])
-    config = checkpoint_config(config, checkpoint["config"])
+    trained = checkpoint["config"]
+    config = checkpoint_config(config, trained)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
     datamodule = build_datamodule(config["datamodule"])
@@ -43,11 +46,12 @@ def run(config: dict[str, Any]) -> None:
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
 
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
+    record.results |= {"checkpoint": str(config["checkpoint"]), "trained_as": trained["run_name"]}
     with record.running():
         log_config(trainer, config)
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
-        record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"])))
+        record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"]), config))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)
 
@@ -57,20 +61,40 @@ def evaluate(
     module: L.LightningModule,
     datamodule: L.LightningDataModule,
     checkpoint: Path,
+    config: dict[str, Any],
 ) -> dict[str, Any]:
     """Load a checkpoint's averaged weights into a module and test it.
 
     Returns:
-        `test` (the metrics by key), `test_seconds` and `baselines`.
+        `test` (the metrics by key), `test_intervals` (their 95 % intervals over images, where they
+        are means over images), `tested_images`, `resolution`, `test_seconds` and `baselines`.
     """
+    resolution = config["metrics"]["resolution"]
+    if resolution == "native":
+        datamodule.test_at_native_size()
     weights = network_weights(load_checkpoint(checkpoint), "ema", "checkpoint.weights")
     module.network.load_state_dict(weights)
+    accelerate(module, config["inference"])
     started = time.monotonic()
     (metrics,) = trainer.test(module, datamodule=datamodule, verbose=False)
     seconds = time.monotonic() - started
-    baselines = {}
+    baselines, intervals, tested = {}, {}, 0
     if trainer.is_global_zero:
+        scores = read_scores(Path(config["paths"]["run"]))
+        tested = len(next(iter(scores.values()), ()))
+        intervals = {
+            f"test/{name}": bootstrap_interval(values)
+            for name, values in scores.items()
+            if f"test/{name}" in metrics
+        }
         train = datamodule.datasets["train"]
         masks = train.cache.masks[train.indices]
         baselines = trivial_baselines(masks, datamodule.datasets["test"])
-    return {"test": metrics, "test_seconds": round(seconds, 1), "baselines": baselines}
+    return {
+        "test": metrics,
+        "test_intervals": intervals,
+        "tested_images": tested,
+        "resolution": resolution,
+        "test_seconds": round(seconds, 1),
+        "baselines": baselines,
+    }

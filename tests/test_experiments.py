@@ -107,7 +107,7 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
     assert module["losses"]["boundary"]["gamma"] == (0.25 if recipe == "teacher_ph2" else 0.2)
     assert (module["objective"], module["t_min"]) == ("noise", 1)
     assert list(config["schedule"].values())[:4] == [250, 4e-4, 0.08, "linear"]
-    assert list(config["sampler"].values()) == ["DDPM", 250, members, False]
+    assert list(config["sampler"].values()) == ["DDPM", 250, members, False, None]
     name = f"reference_{policy}" if policy else "none"
     transforms = make_config(f"augmentation={name}")["augmentation"]["transforms"]
     assert config["augmentation"] == {"transforms": transforms, "p": share}
@@ -222,7 +222,8 @@ def test_experiment_runs_and_leaves_its_records(experiment, train):
         assert set(results["test"]) >= {"test/dice", "test/iou", "test/pooled_f1"}
         assert set(results["baselines"]) == {"otsu", "constant"}
         rows = (folder / "test_images.csv").read_text().splitlines()
-        assert rows[0] == "id,dice,iou,lesion_pixels,predicted_pixels"
+        assert rows[0].startswith("id,dice,iou,hd95,")
+        assert rows[0].endswith(",lesion_pixels,predicted_pixels")
         assert len(rows) == 1 + 2, "one batch of two images"
 
     for name in ("best", "last"):

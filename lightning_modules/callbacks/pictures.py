@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
@@ -18,11 +19,14 @@ from common.pictures import (
     stretch,
     tile,
 )
+from common.tables import gather_rows
 
-__all__ = ["Pictures"]
+__all__ = ["CASES", "Pictures"]
 
 COLUMNS = ("image", "truth", "sample", "overlay")
 SMALLEST_SIDE = 128
+CASES = ("best", "median", "worst")
+CASE_IMAGES = 3
 
 
 class Pictures(L.Callback):
@@ -30,7 +34,8 @@ class Pictures(L.Callback):
 
     A row is: image, true mask, sampled probability, and both outlines on the image (truth green,
     prediction blue). They are written to `samples/step_<n>.png` and `samples/test.png`, and logged
-    as a W&B table and to TensorBoard.
+    as a W&B table and to TensorBoard. The test also leaves `samples/best.png`, `median.png` and
+    `worst.png`: the images of the highest, middle and lowest Dice.
 
     Args:
         folder: the run folder.
@@ -42,9 +47,10 @@ class Pictures(L.Callback):
         self.num_images = num_images
         self._rows: list[list[np.ndarray]] = []
         self._ids: list[str] = []
+        self._tested: list[dict[str, Any]] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._rows, self._ids = [], []
+        self._rows, self._ids, self._tested = [], [], []
 
     on_test_start = on_validation_start
 
@@ -64,13 +70,47 @@ class Pictures(L.Callback):
             self._rows.append(_row(batch["image"][index], batch["mask"][index], probability))
             self._ids.append(batch["id"][index])
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: dict[str, Any],
+        batch: dict[str, Any],
+        *args: Any,
+    ) -> None:
+        self.on_validation_batch_end(trainer, pl_module, outputs, batch, *args)
+        if not self.num_images:
+            return
+        for index, dice in enumerate(outputs["per_image"]["dice"].tolist()):
+            # At one byte a value, a thousand images of 128 px take 80 MB.
+            image = torch.from_numpy(stretch(batch["image"][index].float().cpu().numpy()))
+            self._tested.append(
+                {
+                    "id": batch["id"][index],
+                    "dice": dice,
+                    "image": image.permute(2, 0, 1),
+                    "mask": batch["mask"][index].to(torch.uint8).cpu(),
+                    "probability": (outputs["probability"][index] * 255).to(torch.uint8).cpu(),
+                }
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, f"step_{trainer.global_step:07d}", "val/samples")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer, "test", "test/samples")
+        tested = sorted(self._tested, key=lambda case: (case["dice"], case["id"]))
+        chosen = {key: tested[rows] for key, rows in _cases(len(tested)).items()}
+        for name in CASES:
+            cases = gather_rows([{**case, "kind": name} for case in chosen[name]])
+            # Of several processes' best the best, and so on.
+            cases.sort(key=lambda case: (case["dice"], case["id"]))
+            cases = cases[_cases(len(cases))[name]]
+            if trainer.is_global_zero and cases:
+                rows = [_row(c["image"], c["mask"], c["probability"] / 255) for c in cases]
+                with atomic_path(self.folder / f"{name}.png") as path:
+                    Image.fromarray(tile(rows)).save(path, format="PNG")
+        self._tested = []
 
     def _write(self, trainer: L.Trainer, name: str, key: str) -> None:
         if not self._rows or trainer.sanity_checking:
@@ -84,6 +124,16 @@ class Pictures(L.Callback):
             elif isinstance(logger, TensorBoardLogger):
                 step = trainer.global_step
                 logger.experiment.add_image(key, picture, step, dataformats="HWC")
+
+
+def _cases(count: int) -> dict[str, slice]:
+    """Return where the cases lie among images sorted by their Dice."""
+    middle = max(0, (count - CASE_IMAGES) // 2)
+    return {
+        "best": slice(max(0, count - CASE_IMAGES), count),
+        "median": slice(middle, middle + CASE_IMAGES),
+        "worst": slice(0, CASE_IMAGES),
+    }
 
 
 def _row(image: Tensor, mask: Tensor, probability: Tensor) -> list[np.ndarray]:

@@ -1,14 +1,11 @@
 """A table with a row per test image."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch.distributed as dist
 
-from common.files import write_text_atomic
+from common.tables import gather_rows, write_rows
 
 __all__ = ["TestImages"]
 
@@ -40,14 +37,6 @@ class TestImages(L.Callback):
             self._rows.append({"id": sample} | {k: v[index] for k, v in columns.items()})
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = self._rows
-        if trainer.world_size > 1:
-            gathered: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(gathered, rows)
-            rows = [row for part in gathered for row in part]
+        rows = gather_rows(self._rows)
         if trainer.is_global_zero and rows:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: row["id"]))
-            write_text_atomic(self.path, text.getvalue())
+            write_rows(self.path, sorted(rows, key=lambda row: row["id"]))

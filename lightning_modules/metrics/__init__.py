@@ -1,6 +1,29 @@
 """Metrics of segmentation masks on top of torchmetrics."""
 
+from lightning_modules.metrics.boundary import BOUNDARY_SCORES, boundary_scores
 from lightning_modules.metrics.means import LossMeans
 from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
+from lightning_modules.metrics.segmentation import SegmentationScores
+from lightning_modules.metrics.uncertainty import (
+    CalibrationError,
+    DoubtScores,
+    doubt,
+    expected_dice,
+    uncertainty_correlation,
+)
 
-__all__ = ["LossMeans", "OverlapMetrics", "dice_score", "iou_score", "overlap_counts"]
+__all__ = [
+    "BOUNDARY_SCORES",
+    "CalibrationError",
+    "DoubtScores",
+    "LossMeans",
+    "OverlapMetrics",
+    "SegmentationScores",
+    "boundary_scores",
+    "dice_score",
+    "doubt",
+    "expected_dice",
+    "iou_score",
+    "overlap_counts",
+    "uncertainty_correlation",
+]

@@ -9,7 +9,7 @@ import torch
 from common.errors import UserError
 from datamodules import edge_distance
 from lightning_modules import DiffusionSegmentation
-from lightning_modules.processes import DDIM, DDPM, NoiseSchedule
+from lightning_modules.processes import DDIM, DDPM, DPMSolver, NoiseSchedule, min_snr_weight
 
 OPTIMIZER = {"name": "Adam", "lr": 1e-3}
 VALIDATION = {"num_images": 3, "ensemble": 1, "num_timesteps": 4}
@@ -84,6 +84,27 @@ def test_combined_losses_match_the_reference(golden, golden_json, golden_network
     assert total.item() == pytest.approx(stored["total"], rel=2e-6)
     assert terms["l2"].item() == pytest.approx(stored["parts"]["l2"], rel=2e-6)
     assert terms["boundary"].item() == pytest.approx(stored["parts"]["boundary"], rel=2e-6)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(1), DDPM(1), DPMSolver(1)])
+@pytest.mark.parametrize("objective", ["x0", "v"])
+def test_one_step_is_fine_where_the_mask_or_velocity_is_predicted(tiny_network, sampler, objective):
+    module = make_module(tiny_network, sampler, objective=objective)
+    assert module.predict(make_batch(2))["probability"].isfinite().all()
+
+
+@pytest.mark.parametrize("objective", ["noise", "x0", "v"])
+def test_min_snr_weighs_the_pixelwise_terms_by_time(tiny_network, objective):
+    batch, t, noise = make_batch(2), torch.tensor([3, 200]), torch.randn(2, 1, 16, 16)
+    plain = make_module(tiny_network, objective=objective)
+    weighed = make_module(tiny_network, objective=objective, min_snr_gamma=5.0)
+    weights = min_snr_weight(plain.schedule, objective, t, 5.0)
+    each = []
+    for index in range(2):
+        part = {key: value[index : index + 1] for key, value in batch.items()}
+        each.append(plain.diffusion_losses(part, t[[index]], noise[[index]])[1]["l2"])
+    _, terms = weighed.diffusion_losses(batch, t, noise)
+    torch.testing.assert_close(terms["l2"], (torch.stack(each) * weights).mean())
 
 
 def test_a_single_term_keeps_its_weight(golden, golden_json, golden_network):
@@ -228,8 +249,13 @@ def test_perfect_network_gets_a_perfect_test(make_trainer):
     scores = make_trainer().test(module, loader([batch]), verbose=False)[0]
     found = {key: scores.pop(key) for key in list(scores) if key.startswith("test/loss")}
     assert found == {"test/loss": 0, "test/loss/l2": 0, "test/loss/boundary": 0}
+    faults = ("hd95", "hd95_relative", "assd", "assd_relative", "calibration_error")
+    neutral = ("uncertainty_correlation", "doubt_correlation")
+    assert all(scores.pop(f"test/{key}") == 0 for key in (*faults, *neutral))
     assert all(value == 1 for value in scores.values())
     assert scores.keys() == {
+        "test/boundary_f1",
+        "test/referral_dice",
         "test/dice",
         "test/iou",
         "test/pooled_f1",
@@ -263,6 +289,8 @@ def test_empty_and_full_masks_give_finite_losses(tiny_network, objective, value)
         ({"objective": "eps"}, "objective=eps"),
         ({"t_min": 250}, "t_min=250"),
         ({"sampler": DDIM(300)}, "num_steps=300"),
+        ({"sampler": DDIM(1)}, "num_steps=1 needs .*objective=x0 or v.*error multiplied by 175"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma=0"),
         ({"losses": {"efkd": {"weight": 1}}}, "losses.efkd is not a loss term here"),
     ],
 )

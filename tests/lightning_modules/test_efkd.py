@@ -20,7 +20,7 @@ def make_module(student, teacher, losses, **settings):
     return EdgeFocusedDistillation(
         student,
         NoiseSchedule(250, 4e-4, 0.08),
-        DDIM(1),
+        DDIM(2),
         losses,
         {"name": "Adam", "lr": 1e-3},
         VALIDATION,

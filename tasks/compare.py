@@ -1,0 +1,96 @@
+"""Compare runs image by image."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import UserError
+from common.files import atomic_path, write_text_atomic
+from common.runs import name_runs, read_results
+from tasks.statistics import compare_scores, read_images
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+__all__ = ["run"]
+
+console = Console(highlight=False)
+
+
+def run(config: dict[str, Any]) -> None:
+    """Compare the first of `runs` with each of the others, on the test images that both have.
+
+    Prints a table of paired differences and writes `comparison.json` and `comparison.png` (one
+    image a point) to the run folder.
+
+    Raises:
+        UserError: fewer than two runs, a run without test, or runs that share no image.
+    """
+    folders = [Path(folder) for folder in config["runs"] or ()]
+    if len(folders) < 2:
+        raise UserError(
+            "task=compare needs runs=[<folder>,<folder>], such as "
+            "runs=[runs/student_isic2018/<time>,runs/efkd_isic2018/<time>]."
+        )
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"runs: {folder} does not exist; give folders of runs.")
+    images = [read_images(folder) for folder in folders]
+    names = name_runs([(folder, read_results(folder) or {}) for folder in folders])
+    report = []
+    for folder, name, scores in zip(folders[1:], names[1:], images[1:], strict=True):
+        compared = compare_scores(images[0], scores)
+        if config["score"] not in compared:
+            raise UserError(
+                f"score={config['score']} is not in these runs; choose from {', '.join(compared)}."
+            )
+        _print(names[0], name, compared)
+        runs = [str(folders[0]), str(folder)]
+        report.append({"runs": runs, "scores": compared})
+    output = Path(config["paths"]["run"])
+    write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
+    with atomic_path(output / "comparison.png") as path:
+        _plot(names, images, config["score"], path)
+    console.print(f"comparison: {output / 'comparison.png'}")
+
+
+def _print(first: str, second: str, compared: dict[str, dict[str, Any]]) -> None:
+    images = next(iter(compared.values()))["images"]
+    table = Table(title=f"{second} against {first}, {images} images")
+    for column in ("score", first, second, "difference", "95 % interval", "p (Wilcoxon)"):
+        table.add_column(column, justify="left" if column == "score" else "right")
+    for name, row in compared.items():
+        low, high = row["interval"]
+        table.add_row(
+            name,
+            f"{row['first']:.4f}",
+            f"{row['second']:.4f}",
+            f"{row['difference']:+.4f}",
+            f"{low:+.4f} to {high:+.4f}",
+            f"{row['p']:.2g}",
+            style=None if low <= 0 <= high else "bold",
+        )
+    console.print(table)
+
+
+def _plot(
+    names: list[str], images: list[dict[str, dict[str, float]]], score: str, path: Path
+) -> None:
+    others = images[1:]
+    figure, axes = plt.subplots(
+        1, len(others), figsize=(5 * len(others), 5), squeeze=False, layout="constrained"
+    )
+    for axis, name, second in zip(axes[0], names[1:], others, strict=True):
+        ids = sorted(images[0].keys() & second.keys())
+        x, y = ([run[i][score] for i in ids] for run in (images[0], second))
+        low, high = min(*x, *y), max(*x, *y)
+        axis.plot([low, high], [low, high], color="0.6", linewidth=1)
+        axis.scatter(x, y, s=12, alpha=0.5)
+        axis.set(xlabel=names[0], ylabel=name, title=f"{score} of {len(ids)} images")
+        axis.set_aspect("equal")
+    figure.savefig(path, format="png", dpi=120)
+    plt.close(figure)

@@ -1,0 +1,104 @@
+"""Distances between outlines: by hand, against MONAI, and where there is no outline."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from datamodules.synthetic import synthesise_lesion
+from lightning_modules.metrics import BOUNDARY_SCORES, boundary_scores
+
+
+def square(top, left, side, size=32):
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., top : top + side, left : left + side] = 1
+    return mask
+
+
+def monai_scores(prediction, mask):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+        hd95 = compute_hausdorff_distance(prediction, mask, include_background=True, percentile=95)
+        assd = compute_average_surface_distance(
+            prediction, mask, include_background=True, symmetric=True
+        )
+    return hd95[:, 0].double(), assd[:, 0].double()
+
+
+def made_up_masks(count, size=48):
+    masks = []
+    for seed in range(count):
+        _, mask = synthesise_lesion(0, seed)
+        small = torch.from_numpy(mask)[None, None].float()
+        masks.append(torch.nn.functional.interpolate(small, (size, size + 16)) > 0.5)
+    return torch.cat(masks).float()
+
+
+def test_scores_are_those_of_monai():
+    masks = made_up_masks(12)
+    others = masks.roll(1, 0)
+    noisy = (masks + 0.8 * torch.rand(masks.shape, generator=torch.Generator().manual_seed(0))) > 1
+    for prediction in (others, noisy.float()):
+        hd95, assd = monai_scores(prediction, masks)
+        ours = boundary_scores(prediction, masks)
+        torch.testing.assert_close(ours["hd95"], hd95, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours["assd"], assd, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shifted_square_by_hand():
+    scores = boundary_scores(square(8, 8, 10), square(8, 11, 10))
+    # The left side of one, without its corners, is 3 px from the other outline.
+    assert scores["hd95"].item() == 3
+    diagonal = 32 * math.sqrt(2)
+    assert scores["hd95_relative"].item() == pytest.approx(3 / diagonal)
+    assert scores["assd_relative"].item() == pytest.approx(scores["assd"].item() / diagonal)
+    # Of 36 pixels those of the far side (10) and one more above and below are beyond 2 px.
+    assert 0 < scores["boundary_f1"].item() < 1
+    assert boundary_scores(square(8, 8, 10), square(8, 11, 10), 3.0)["boundary_f1"].item() == 1
+
+
+@pytest.mark.parametrize(("shift", "f1"), [(0, 1.0), (1, 1.0), (2, 1.0), (9, 0.0)])
+def test_boundary_f1_forgives_two_pixels(shift, f1):
+    # A single pixel is its own outline.
+    score = boundary_scores(square(8, 8, 1), square(8, 8 + shift, 1))["boundary_f1"].item()
+    assert score == f1
+
+
+def test_masks_that_touch_the_border_have_an_outline_there():
+    full = torch.ones(1, 1, 16, 16)
+    scores = boundary_scores(full, square(4, 4, 8, size=16))
+    assert scores["hd95"].item() == pytest.approx(4 * math.sqrt(2), abs=1.7)
+    assert boundary_scores(full, full)["assd"].item() == 0
+
+
+def test_empty_masks_have_defined_scores():
+    empty, lesion = torch.zeros(1, 1, 30, 40), torch.ones(1, 1, 30, 40)
+    agreed = boundary_scores(empty, empty)
+    assert {name: value.item() for name, value in agreed.items()} == {
+        "hd95": 0,
+        "hd95_relative": 0,
+        "assd": 0,
+        "assd_relative": 0,
+        "boundary_f1": 1,
+    }
+    for prediction, mask in ((empty, lesion), (lesion, empty)):
+        wrong = boundary_scores(prediction, mask)
+        assert {name: value.item() for name, value in wrong.items()} == {
+            "hd95": 50,
+            "hd95_relative": 1,
+            "assd": 50,
+            "assd_relative": 1,
+            "boundary_f1": 0,
+        }
+
+
+def test_images_of_a_batch_do_not_mix():
+    masks, others = made_up_masks(4), made_up_masks(4).flip(0)
+    together = boundary_scores(others, masks)
+    assert set(together) == set(BOUNDARY_SCORES)
+    for index in range(4):
+        alone = boundary_scores(others[[index]], masks[[index]])
+        assert all(alone[name].item() == together[name][index].item() for name in BOUNDARY_SCORES)
