@@ -9,12 +9,14 @@ TRUTH_COLOUR = (0, 220, 0)
 PREDICTION_COLOUR = (30, 110, 255)
 
 
-def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_contour(
+    image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], thickness: int = 1
+) -> np.ndarray:
     """Return a copy of an RGB uint8 image `(H, W, 3)` with the outline of a mask `(H, W)`."""
     contours, _ = cv2.findContours(
         np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
     )
-    return cv2.drawContours(image.copy(), contours, -1, colour, 1)
+    return cv2.drawContours(image.copy(), contours, -1, colour, thickness)
 
 
 def enlarge(values: np.ndarray, side: int) -> np.ndarray:

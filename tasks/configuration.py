@@ -9,14 +9,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 
-__all__ = ["checkpoint_config", "get_value", "plain", "relocate", "set_value"]
+__all__ = ["TRAINED_FOR", "checkpoint_config", "get_value", "plain", "relocate", "set_value"]
 
 # What a checkpoint decides for itself; the rest of a config is about the present run.
 _FIXED = ("network", "lightning_module", "schedule")
 # What it suggests, unless the command line chooses another group.
 _SUGGESTED = ("datamodule", "sampler")
 # What its network was trained for, also on another dataset.
-_TRAINED_FOR = ("image_size", "normalization", "antialias")
+TRAINED_FOR = ("image_size", "normalization", "antialias", "letterbox")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
                 if key.startswith(f"{group}."):
                     set_value(merged, key, get_value(config, key))
     data, trained_data = merged["datamodule"], trained["datamodule"]
-    for name in _TRAINED_FOR:
-        if f"datamodule.{name}" not in given:
+    for name in TRAINED_FOR:
+        if f"datamodule.{name}" not in given and name in trained_data:
             data[name] = trained_data[name]
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):

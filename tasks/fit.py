@@ -71,6 +71,6 @@ def run(config: dict[str, Any]) -> None:
         # Some challenges publish their test part without masks.
         if datamodule.testable:
             best = folder / "checkpoints" / "best.ckpt"
-            record.add(**evaluate(trainer, module, datamodule, best))
+            record.add(**evaluate(trainer, module, datamodule, best, config))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)

@@ -63,9 +63,11 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     path = find_teacher(config)
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
-    for key in ("schedule", "datamodule.image_size", "datamodule.normalization"):
+    images = [f"datamodule.{name}" for name in ("image_size", "normalization", "letterbox")]
+    for key in ("schedule", *images):
         theirs, ours = get_value(trained, key), get_value(config, key)
-        if theirs != ours:
+        # A switch that is off need not be in an older checkpoint.
+        if (theirs or None) != (ours or None):
             raise UserError(
                 f"The teacher {path} was trained with {key}={theirs}, the student has {ours}; "
                 "make them equal or choose another teacher."

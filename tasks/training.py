@@ -31,8 +31,12 @@ _NOISE = (
 )
 
 
-def build_trainer(config: dict[str, Any]) -> L.Trainer:
+def build_trainer(config: dict[str, Any], *callbacks: L.Callback) -> L.Trainer:
     """Build the Trainer from the `trainer`, `callbacks` and `logger` groups.
+
+    Args:
+        config: of the run.
+        callbacks: further ones, after those of the config.
 
     Raises:
         UserError: the Trainer, a callback or a logger refuses an argument.
@@ -42,7 +46,7 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
     os.environ.setdefault("WANDB_SILENT", "true")
     # W&B keeps the pictures of an offline run's tables in the home folder unless told otherwise.
     os.environ["WANDB_DATA_DIR"] = str(Path(config["paths"]["run"]) / "wandb")
-    callbacks = [
+    chosen = [
         _instantiate(settings, f"callbacks.{name}")
         for name, settings in (config["callbacks"] or {}).items()
         if settings and (name != "progress_bar" or config["trainer"]["enable_progress_bar"])
@@ -55,7 +59,7 @@ def build_trainer(config: dict[str, Any]) -> L.Trainer:
     return _instantiate(
         config["trainer"],
         "trainer",
-        callbacks=[*callbacks, ConfigRecord(config)],
+        callbacks=[*chosen, *callbacks, ConfigRecord(config)],
         logger=loggers,
         plugins=[AtomicCheckpointIO()],
     )

@@ -100,6 +100,29 @@ def make_config(tmp_path) -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture
+def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
+    """Writes a checkpoint of a tiny network with random weights, as a run would."""
+
+    def make(*overrides: str, name: str = "made") -> Path:
+        settings = (
+            "experiment=demo_teacher",
+            "lightning_module.objective=x0",
+            "sampler=ddim",
+            "sampler.num_steps=1",
+            "sampler.ensemble=1",
+        )
+        config = make_config(*settings, *overrides)
+        config["network"] = {"name": "DermoSegDiff", "kwargs": TINY}
+        weights = networks.DermoSegDiff(**TINY).state_dict()
+        state = {f"network.{key}": value for key, value in weights.items()}
+        path = tmp_path / f"{name}.ckpt"
+        torch.save({"state_dict": state, "current_model_state": state, "config": config}, path)
+        return path
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def isic_data(tmp_path_factory) -> Path:
     """A data folder with 20 made-up images in the official layout of ISIC 2018."""

@@ -1,0 +1,113 @@
+"""Predict photographs: masks at their own size, with a statement of doubt."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+
+from common.errors import UserError
+from datamodules.photographs import Photographs, find_photographs, output_names
+from tasks.build import build_module
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.configuration import TRAINED_FOR, checkpoint_config
+from tasks.inference import accelerate
+from tasks.onnx_module import OnnxModule
+from tasks.prediction_writer import FORMATS, PredictionWriter
+from tasks.training import build_trainer
+
+__all__ = ["run"]
+
+console = Console(highlight=False)
+EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
+
+
+def run(config: dict[str, Any]) -> None:
+    """Predict `input` with `checkpoint` and write to `output`; see `PredictionWriter`.
+
+    Raises:
+        UserError: an argument is missing or illegal, there are no photographs; or, when the rest is
+            done, some of them could not be decoded.
+    """
+    for key, example in (("input", "input=photo.jpg"), ("checkpoint", EXAMPLE)):
+        if not config[key]:
+            raise UserError(f"task=predict needs {key}, such as {example}.")
+    if config["output_format"] not in FORMATS:
+        raise UserError(
+            f"output_format={config['output_format']} does not exist; choose from "
+            f"{', '.join(FORMATS)}."
+        )
+    if not 0 < config["threshold"] < 1:
+        raise UserError(f"threshold={config['threshold']} must lie between 0 and 1.")
+    output = Path(config["output"])
+    files = find_photographs(config["input"])
+    if output.resolve() in {path.parent.resolve() for path in files}:
+        raise UserError(f"output={output} holds photographs of the input; choose another folder.")
+    names = output_names(files)
+    if config["skip_existing"]:
+        mask = FORMATS[config["output_format"]][0]
+        left = [(f, n) for f, n in zip(files, names, strict=True) if not _exists(output, mask, n)]
+        console.print(f"{len(files) - len(left)} of {len(files)} photographs are done already.")
+        files, names = [file for file, _ in left], [name for _, name in left]
+        if not files:
+            return
+
+    config, module, settings = _load(config)
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+    writer = PredictionWriter(
+        output,
+        config["output_format"],
+        config["threshold"],
+        settings.get("letterbox", False),
+        len(files),
+        config["trainer"]["enable_progress_bar"],
+    )
+    # The writer has a bar of its own, in images.
+    quiet = config["trainer"] | {"enable_progress_bar": False}
+    trainer = build_trainer(config | {"trainer": quiet}, writer)
+    on_gpu = trainer.strategy.root_device.type != "cpu"
+    photographs = Photographs(
+        files,
+        names,
+        batch_size=config["batch_size"] or (16 if on_gpu else 1),
+        num_workers=config["num_workers"],
+        **settings,
+    )
+    trainer.predict(module, datamodule=photographs, return_predictions=False)
+    if trainer.is_global_zero:
+        console.print(f"{len(files)} photographs: {output}")
+        _report_failures(writer.rows)
+
+
+def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, dict[str, Any]]:
+    """Return the config to predict with, the module, and how it wants its photographs."""
+    path = Path(config["checkpoint"])
+    if path.suffix == ".onnx":
+        given = "seed" in {entry.split("=")[0] for entry in HydraConfig.get().overrides.task}
+        module = OnnxModule(path, config["seed"] if given else None)
+        settings = {name: module.metadata[name] for name in TRAINED_FOR}
+        # It normalises by itself.
+        return config, module, settings | {"normalization": "none"}
+    checkpoint = load_checkpoint(path)
+    config = checkpoint_config(config, checkpoint["config"])
+    network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")
+    module = build_module(config, network, teacher=None)
+    accelerate(module, config["inference"])
+    data = config["datamodule"]
+    return config, module, {name: data[name] for name in TRAINED_FOR if name in data}
+
+
+def _exists(output: Path, mask: str, name: str) -> bool:
+    return (output / mask.format(name)).is_file()
+
+
+def _report_failures(rows: list[dict[str, Any]]) -> None:
+    failed = [row for row in rows if row["error"]]
+    for row in failed:
+        console.print(f"skipped: {row['error']}", style="yellow", markup=False)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(rows)} photographs could not be predicted, first "
+            f"{failed[0]['file']}; the others are done, and predictions.csv has the reasons."
+        )
