@@ -7,7 +7,7 @@ network is one new file and one YAML that names it.
 from torch import nn
 
 from common.rooms import export_public_names
-from networks.reference_weights import load_reference_state_dict
+from networks.reference_weights import infer_reference_architecture, load_reference_state_dict
 
-__all__ = ["load_reference_state_dict"]
+__all__ = ["infer_reference_architecture", "load_reference_state_dict"]
 __all__ += export_public_names(__name__, __path__, globals(), base=nn.Module)

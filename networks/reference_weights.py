@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from common.errors import UserError
 
-__all__ = ["load_reference_state_dict"]
+__all__ = ["infer_reference_architecture", "load_reference_state_dict"]
 
 # The reference nests every block in wrappers; each rule removes one of them or renames a part.
 # Rules apply in order, so that the inner attention parts are named after their wrappers are gone.
@@ -70,6 +71,62 @@ def load_reference_state_dict(network: nn.Module, state_dict: Mapping[str, Tenso
             "tensors. Build the network with the widths, multipliers and use_eca of the checkpoint."
         )
     network.load_state_dict(renamed)
+
+
+def infer_reference_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return `{name, kwargs}` of the network that a reference's tensors belong to.
+
+    Widths, levels, channels and channel attention are in the tensors. The number of groups is not,
+    and is 4, as in every published configuration; nor is how the features of an attention are
+    divided into heads, 4 in the reference's code.
+
+    Raises:
+        UserError: these are not the tensors of a reference network.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
+    try:
+        (dim_x, channels_x, *_), (dim_g, channels_g, *_) = (
+            shapes[f"init_conv_{branch}.weight"] for branch in "xg"
+        )
+        levels = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("encoder_"))
+        widths = {
+            branch: [
+                (
+                    shapes.get(f"encoder_blocks.{i}.{n}.weight")
+                    or shapes[f"encoder_blocks.{i}.{n}.1.weight"]
+                )[0]
+                for i in range(levels)
+            ]
+            for branch, n in (("g", 1), ("x", 2))
+        }
+        features = shapes["bottleneck.ls_attn.s_attn.fn.fn.to_qkv.weight"][0] // 3
+        out_dim = shapes["final_conv.weight"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"The tensors are not those of a reference network: {error} is missing."
+        ) from error
+    eca = any(".eca." in key for key in shapes)
+    return {
+        "name": "LiteDermoSegDiff" if eca else "DermoSegDiff",
+        "kwargs": {
+            "dim_x": dim_x,
+            "dim_g": dim_g,
+            "channels_x": channels_x,
+            "channels_g": channels_g,
+            "out_dim": out_dim,
+            "dim_x_mults": [width // dim_x for width in widths["x"]],
+            "dim_g_mults": [width // dim_g for width in widths["g"]],
+            "attention_heads": 4,
+            "attention_head_dim": features // 4,
+            **({"use_eca": True} if eca else {}),
+        },
+    }
+
+
+def _out_channels(shapes: Mapping[str, tuple[int, ...]], transition: str) -> int:
+    # A plain convolution at the last level, one behind a space-to-depth at the others.
+    key = f"{transition}.weight" if f"{transition}.weight" in shapes else f"{transition}.1.weight"
+    return shapes[key][0]
 
 
 def _rename(key: str) -> str:

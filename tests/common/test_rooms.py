@@ -14,6 +14,7 @@ def test_rooms_export_what_can_be_chosen():
     assert set(networks.__all__) == {
         "DermoSegDiff",
         "LiteDermoSegDiff",
+        "infer_reference_architecture",
         "load_reference_state_dict",
     }
     assert set(datamodules.__all__) >= {"HAM10000", "ISIC2018", "Synthetic", "edge_distance"}
