@@ -1,0 +1,258 @@
+"""One file for applications that have no PyTorch: ONNX, and a program of torch.export."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from common.errors import UserError
+from common.files import atomic_path
+from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
+from lightning_modules.metrics import dice_score, overlap_counts
+from tasks.build import build_datamodule, build_module, describe_network
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.configuration import checkpoint_config
+from tasks.inference import accelerate
+from tasks.onnx_module import METADATA_KEY, OnnxModule
+
+__all__ = ["Portable", "run"]
+
+console = Console(highlight=False)
+MOST_STEPS = 20
+OPSET = 18
+
+Config = Mapping[str, Any]
+
+
+class Portable(nn.Module):
+    """A trained diffusion module as a function of an image and noise.
+
+    Args:
+        module: a `DiffusionSegmentation`.
+        normalization: of its training.
+    """
+
+    def __init__(self, module: Any, normalization: str) -> None:
+        super().__init__()
+        # A list hides the LightningModule, of which only the network and the schedule are needed.
+        self._module = [module]
+        self.network = module.network
+        self.schedule = module.schedule
+        self.normalization = normalization
+        self.draws = count_draws(module)
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probability and uncertainty, both `(B, 1, S, S)`.
+
+        Args:
+            image: RGB `(B, 3, S, S)`, float32 from 0 to 255.
+            noise: standard normal `(B, draws, 1, S, S)`, those of one member after another.
+        """
+        (module,) = self._module
+        members = module.sampler.ensemble
+        each = self.draws // members
+        streams = [
+            iter(noise[:, member * each : (member + 1) * each].unbind(1)).__next__
+            for member in range(members)
+        ]
+        result = module.predict_from(_normalised(image, self.normalization), streams)
+        chance = result["probability"]
+        return chance, result.get("uncertainty", (chance * (1 - chance)).sqrt())
+
+
+def count_draws(module: Any) -> int:
+    """Return how much noise one mask takes, in fields."""
+    drawn = 0
+
+    def draw() -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return torch.zeros(1, 1, 1, 1)
+
+    for _ in range(module.sampler.ensemble):
+        module.sampler.sample(lambda x, t: x, module.schedule, draw)
+    return drawn
+
+
+def _normalised(image: Tensor, normalization: str) -> Tensor:
+    if normalization == "imagenet":
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        return (image / 255 - mean) / std
+    low, high = (f(image, dim=(1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
+    spread = high - low
+    stretched = (image - low) / torch.where(spread > 0, spread, 1.0)
+    return torch.where(spread > 0, stretched, 0.5)
+
+
+def run(config: dict[str, Any]) -> None:
+    """Write `checkpoint` as `output` (ONNX) and beside it as `.pt2`, once both are verified.
+
+    With `smaller` there is a second ONNX file, such as `model.int8.onnx`, with what it does to the
+    Dice of `images` test images.
+
+    Raises:
+        UserError: an argument is illegal, or an exported model differs from PyTorch by more than
+            `tolerance`.
+    """
+    if not config["checkpoint"]:
+        raise UserError("task=export needs checkpoint=<file>, such as .../checkpoints/best.ckpt.")
+    if config["smaller"] not in (None, *CONVERSIONS):
+        raise UserError(
+            f"smaller={config['smaller']} does not exist; choose from {', '.join(CONVERSIONS)}."
+        )
+    checkpoint = load_checkpoint(config["checkpoint"])
+    config = checkpoint_config(config, checkpoint["config"])
+    steps = config["sampler"]["num_steps"]
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"sampler.num_steps={steps} would be unrolled into a huge file; export at most "
+            f"{MOST_STEPS}, such as sampler=dpm_solver sampler.num_steps=10."
+        )
+    network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
+    test_set = _test_set(config) if config["smaller"] else None
+    module = build_module(config, network, teacher=None)
+    accelerate(module, {**config["inference"], "compile": False})
+    portable = Portable(module, config["datamodule"]["normalization"]).eval()
+    output = Path(config["output"])
+    metadata = _metadata(config, network, portable.draws)
+    _export(portable, metadata, output, config["tolerance"])
+    _say(output, f"{portable.draws} draws of noise a mask")
+    if test_set is not None:
+        small = output.with_suffix(f".{config['smaller']}{output.suffix}")
+        with atomic_path(small) as path:
+            CONVERSIONS[config["smaller"]](output, path)
+        before, after = (_mean_dice(path, test_set) for path in (output, small))
+        _say(
+            small,
+            f"Dice of {len(test_set)} test images {after:.4f}, of float32 {before:.4f}, "
+            f"{after - before:+.4f}",
+        )
+
+
+def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
+    """Return what an application must know to use the exported model."""
+    data = config["datamodule"]
+    return {
+        "image_size": data["image_size"],
+        "letterbox": bool(data.get("letterbox")),
+        "antialias": bool(data["antialias"]),
+        "normalization": data["normalization"],
+        "draws": draws,
+        "seed": config["lightning_module"]["seed"],
+        "sampler": config["sampler"],
+        "network": describe_network(network, config),
+    }
+
+
+def _export(portable: Portable, metadata: dict[str, Any], output: Path, tolerance: float) -> None:
+    size, draws = metadata["image_size"], metadata["draws"]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
+    noise = torch.randn(2, draws, 1, size, size, generator=generator)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    with torch.no_grad():
+        expected = portable(image, noise)
+        program = torch.export.export(
+            portable, (image, noise), dynamic_shapes=({0: batch}, {0: batch})
+        )
+    exported = torch.onnx.export(
+        program,
+        input_names=["image", "noise"],
+        output_names=["probability", "uncertainty"],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    model = exported.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(metadata)
+    with (
+        atomic_path(output.with_suffix(".pt2")) as saved,
+        atomic_path(output) as path,
+    ):
+        with saved.open("wb") as file:
+            torch.export.save(program, file)
+        onnx.save(model, path)
+        for kind, call in (("ONNX", _session(path)), ("torch.export", _program(saved))):
+            difference = _difference(call, image, noise, expected)
+            console.print(f"largest difference of {kind} to PyTorch: {difference:.2e}")
+            if not difference <= tolerance:
+                raise UserError(
+                    f"The exported {kind} model differs from PyTorch by {difference:.2e}, more "
+                    f"than tolerance={tolerance}; nothing was written."
+                )
+
+
+Call = Callable[[Tensor, Tensor], Sequence[Tensor]]
+
+
+def _session(path: Path) -> Call:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def call(image: Tensor, noise: Tensor) -> list[Tensor]:
+        outputs = session.run(None, {"image": image.numpy(), "noise": noise.numpy()})
+        return [torch.from_numpy(values) for values in outputs]
+
+    return call
+
+
+def _program(path: Path) -> Call:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+@torch.no_grad()
+def _difference(call: Call, image: Tensor, noise: Tensor, expected: Sequence[Tensor]) -> float:
+    apart = 0.0
+    for count in (len(image), 1):
+        outputs = call(image[:count], noise[:count])
+        for got, wanted in zip(outputs, expected, strict=True):
+            apart = max(apart, float((got - wanted[:count]).abs().max()))
+    return apart
+
+
+def _to_fp16(source: Path, output: Path) -> None:
+    model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    onnx.save(model, output)
+
+
+def _to_int8(source: Path, output: Path) -> None:
+    # Kernels have 8 bits, activations are quantised as they come.
+    quantize_dynamic(source, output, per_channel=True, weight_type=QuantType.QUInt8)
+
+
+CONVERSIONS = {"fp16": _to_fp16, "int8": _to_int8}
+
+
+def _test_set(config: Config) -> Dataset:
+    """Return the first test images of the data that the checkpoint is used with, from 0 to 255."""
+    raw = {**config["datamodule"], "normalization": "none", "limit_test": config["images"]}
+    datamodule = build_datamodule(raw)
+    datamodule.prepare_data()
+    datamodule.setup()
+    datamodule.check_testable()
+    return datamodule.datasets["test"]
+
+
+def _mean_dice(path: Path, images: Dataset) -> float:
+    module = OnnxModule(path)
+    scores = []
+    for index in range(len(images)):
+        sample = images[(0, index)]
+        batch = {"image": sample["image"][None], "id": [sample["id"]]}
+        predicted = module.predict(batch)["probability"] > 0.5
+        scores.append(dice_score(overlap_counts(predicted, sample["mask"][None])))
+    return float(torch.cat(scores).mean())
+
+
+def _say(path: Path, what: str) -> None:
+    console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {what}")
