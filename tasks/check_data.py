@@ -1,7 +1,5 @@
 """Look at every file of a dataset before a training does."""
 
-import base64
-import html
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.files import write_text_atomic
+from common.markup import html_page, html_picture, html_table
 from datamodules.inspection import Inspection, inspect_samples, near_duplicates, same_files
 from datamodules.problems import Problem
 from datamodules.splits import PARTS, leaks, spread, write_split
@@ -177,34 +176,21 @@ def _shown(
 def _page(
     title: str, report: dict[str, Any], shown: Sequence[Inspection], parts: dict[str, str]
 ) -> str:
-    rows = "".join(
-        f"<tr class={what}><td>{html.escape(entry['kind'])}</td>"
-        f"<td>{html.escape(entry['message'])}</td></tr>"
-        for what in ("problems", "remarks")
-        for entry in report[what]
+    entries = [(what, entry) for what in ("problem", "remark") for entry in report[f"{what}s"]]
+    table = html_table(
+        ("kind", "what"),
+        [(entry["kind"], entry["message"]) for _, entry in entries],
+        [what for what, _ in entries],
     )
-    figures = "".join(
-        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(found.thumbnail).decode()}'>"
-        f"<figcaption>{html.escape(found.sample.id)}<br>{parts.get(found.sample.id, '')}"
-        f"</figcaption></figure>"
+    pictures = [
+        html_picture(
+            found.thumbnail, "jpeg", f"{found.sample.id}\n{parts.get(found.sample.id, '')}"
+        )
         for found in shown
-    )
+    ]
     sizes = ", ".join(f"{part} {count}" for part, count in report["parts"].items())
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>
-body {{ font: 14px sans-serif; margin: 2em; }}
-table {{ border-collapse: collapse; margin-bottom: 2em; }}
-td {{ border: 1px solid #ccc; padding: .3em .6em; vertical-align: top; }}
-.problems td:first-child {{ color: #b00; }}
-.remarks td:first-child {{ color: #960; }}
-figure {{ display: inline-block; margin: 4px; text-align: center; vertical-align: top; }}
-figcaption {{ font-size: 10px; max-width: 128px; overflow-wrap: anywhere; }}
-</style>
-<h1>{html.escape(title)}</h1>
-<p>{report["samples"]} samples ({sizes or "not divided"}), {len(report["problems"])} problems,
-{len(report["remarks"])} remarks. Outlines are those of the masks.</p>
-<table>{rows}</table>
-{figures}
-</html>
-"""
+    summary = (
+        f"<p>{report['samples']} samples ({sizes or 'not divided'}), {len(report['problems'])} "
+        f"problems, {len(report['remarks'])} remarks. Outlines are those of the masks.</p>"
+    )
+    return html_page(title, summary, table if entries else "", *pictures)
