@@ -32,6 +32,7 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 PRESETS = Path(__file__).resolve().parent.parent / "conf" / "network"
+MASK_REPEATS = 3
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 COLUMNS = {
     "name": "network",
@@ -141,7 +142,7 @@ def _subject(
         loaded = load_checkpoint(checkpoint)
         config = checkpoint_config(config, loaded["config"])
         network = network_from_checkpoint(loaded, checkpoint, "ema", "checkpoint")
-        name = Path(checkpoint).parent.parent.parent.name or Path(checkpoint).stem
+        name = loaded["config"]["run_name"]
     else:
         network = build_network(config["network"])
         name = config["network"]["name"]
@@ -266,7 +267,7 @@ def _mask_seconds(
     image = torch.rand(1, 3, size, size, device=device, dtype=subject.dtype)
     predict = partial(subject.module.predict, {"image": image, "id": ["benchmark"]})
     times = []
-    for _ in range(3):
+    for _ in range(MASK_REPEATS if reckoned * MASK_REPEATS < longest else 1):
         started = _now(device)
         with subject.casting(device):
             predict()

@@ -8,8 +8,10 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxscript import optimizer
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -24,7 +26,7 @@ from tasks.configuration import checkpoint_config
 from tasks.inference import accelerate
 from tasks.onnx_module import METADATA_KEY, OnnxModule
 
-__all__ = ["Portable", "run"]
+__all__ = ["CONVERSIONS", "Portable", "run", "write_verified"]
 
 console = Console(highlight=False)
 MOST_STEPS = 20
@@ -119,12 +121,14 @@ def run(config: dict[str, Any]) -> None:
         )
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
     test_set = _test_set(config) if config["smaller"] else None
+    # Of members that go through the network together only one is unrolled.
+    config["sampler"]["members_at_once"] = config["sampler"]["ensemble"]
     module = build_module(config, network, teacher=None)
     accelerate(module, {**config["inference"], "compile": False})
     portable = Portable(module, config["datamodule"]["normalization"]).eval()
     output = Path(config["output"])
     metadata = _metadata(config, network, portable.draws)
-    _export(portable, metadata, output, config["tolerance"])
+    write_verified(portable, metadata, output, config["tolerance"])
     _say(output, f"{portable.draws} draws of noise a mask")
     if test_set is not None:
         small = output.with_suffix(f".{config['smaller']}{output.suffix}")
@@ -153,7 +157,20 @@ def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
     }
 
 
-def _export(portable: Portable, metadata: dict[str, Any], output: Path, tolerance: float) -> None:
+def write_verified(
+    portable: nn.Module, metadata: Mapping[str, Any], output: Path, tolerance: float
+) -> None:
+    """Write a module as ONNX and as `.pt2` if both compute what it does.
+
+    Args:
+        portable: maps `image` and `noise`, as `Portable` does, to two outputs.
+        metadata: goes into the ONNX file; with `image_size` and `draws`.
+        output: the ONNX file.
+        tolerance: largest difference of an output.
+
+    Raises:
+        UserError: there is a larger one; then nothing is written.
+    """
     size, draws = metadata["image_size"], metadata["draws"]
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
@@ -170,8 +187,13 @@ def _export(portable: Portable, metadata: dict[str, Any], output: Path, toleranc
         output_names=["probability", "uncertainty"],
         opset_version=OPSET,
         dynamo=True,
+        optimize=False,
         verbose=False,
     )
+    # The exporter's own optimiser takes minutes for a few steps; this is what matters of it.
+    optimizer.fold_constants(exported.model)
+    optimizer.remove_unused_nodes(exported.model)
+    CommonSubexpressionEliminationPass()(exported.model)
     model = exported.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(metadata)
@@ -222,6 +244,10 @@ def _difference(call: Call, image: Tensor, noise: Tensor, expected: Sequence[Ten
 
 def _to_fp16(source: Path, output: Path) -> None:
     model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    # Of a value that a node takes twice the converter writes the cast twice.
+    nodes = {node.name: node for node in model.graph.node}
+    del model.graph.node[:]
+    model.graph.node.extend(nodes.values())
     onnx.save(model, output)
 
 
@@ -230,17 +256,20 @@ def _to_int8(source: Path, output: Path) -> None:
     quantize_dynamic(source, output, per_channel=True, weight_type=QuantType.QUInt8)
 
 
-CONVERSIONS = {"fp16": _to_fp16, "int8": _to_int8}
+# Makes a smaller ONNX file from one, by the name of its numbers.
+CONVERSIONS: dict[str, Callable[[Path, Path], None]] = {"fp16": _to_fp16, "int8": _to_int8}
 
 
 def _test_set(config: Config) -> Dataset:
-    """Return the first test images of the data that the checkpoint is used with, from 0 to 255."""
-    raw = {**config["datamodule"], "normalization": "none", "limit_test": config["images"]}
-    datamodule = build_datamodule(raw)
+    """Return evenly spaced test images of the data of a config, from 0 to 255."""
+    datamodule = build_datamodule({**config["datamodule"], "limit_test": config["images"]})
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_testable()
-    return datamodule.datasets["test"]
+    images = datamodule.datasets["test"]
+    # The exported model normalises by itself.
+    images.normalization = "none"
+    return images
 
 
 def _mean_dice(path: Path, images: Dataset) -> float:

@@ -26,15 +26,6 @@ def check(case):
     assert 0.3 < case["peak_memory_gb"] < 16
 
 
-def test_sampling(tmp_path):
-    results = measure("sampling.py", tmp_path, "student", "--batch-size", "1", "2")
-    assert (results["image_size"], results["threads"]) == (32, 1)
-    one, two = results["cases"]
-    assert (one["case"], one["batch_size"], two["batch_size"]) == ("student", 1, 2)
-    check(one)
-    check(two)
-
-
 def test_data(tmp_path):
     cases = ("bare-0", "policy-2")
     results = measure("data.py", tmp_path, *cases, "--num-images=40", "--batch-size=4")["cases"]
@@ -55,7 +46,7 @@ def test_train_step(tmp_path, case):
 
 
 def test_an_unknown_case_is_named(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks/sampling.py"), "stundent"]
+    command = [sys.executable, str(ROOT / "benchmarks/train_step.py"), "stundent"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
     assert done.returncode == 2
-    assert "stundent is no case; choose from student, teacher" in done.stderr
+    assert "stundent is no case; choose from teacher, efkd" in done.stderr

@@ -1,8 +1,9 @@
 """Run folders: results are valid JSON and found newest first."""
 
 import json
+from pathlib import Path
 
-from common.runs import find_runs, read_results, write_results
+from common.runs import find_runs, name_runs, read_results, write_results
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
@@ -24,3 +25,13 @@ def test_runs_are_found_newest_first_and_damaged_ones_skipped(tmp_path):
         "2026-01-01",
     ]
     assert list(find_runs(tmp_path / "none")) == []
+
+
+def test_runs_are_named_by_what_trained_them_and_told_apart():
+    runs = [
+        (Path("a/1"), {"experiment": "teacher"}),
+        (Path("test/2"), {"experiment": "test", "trained_as": "teacher"}),
+        (Path("test/3"), {"experiment": "test", "trained_as": "student"}),
+        (Path("lost"), {}),
+    ]
+    assert name_runs(runs) == ["teacher 1", "teacher 2", "student", "lost"]

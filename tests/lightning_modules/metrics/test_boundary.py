@@ -55,8 +55,9 @@ def test_a_shifted_square_by_hand():
     diagonal = 32 * math.sqrt(2)
     assert scores["hd95_relative"].item() == pytest.approx(3 / diagonal)
     assert scores["assd_relative"].item() == pytest.approx(scores["assd"].item() / diagonal)
-    # Of 36 pixels those of the far side (10) and one more above and below are beyond 2 px.
-    assert 0 < scores["boundary_f1"].item() < 1
+    # Of the 36 pixels of either outline 14 are 3 px or more from the other: the 10 of the far side,
+    # and 4 in the middle of the near side.
+    assert scores["boundary_f1"].item() == pytest.approx(22 / 36)
     assert boundary_scores(square(8, 8, 10), square(8, 11, 10), 3.0)["boundary_f1"].item() == 1
 
 

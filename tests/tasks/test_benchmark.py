@@ -1,0 +1,102 @@
+"""What a network costs: true sizes, calls that are counted, times in their ratio."""
+
+import json
+
+import pytest
+
+from common.errors import UserError
+from tasks import benchmark
+
+# Parameters and GMAC a call at 128 px of the published networks.
+PUBLISHED = {
+    "dermosegdiff": (81_671_009, 28.05),
+    "dermosegdiff_ham10000": (40_355_937, 39.19),
+    "lite_dermosegdiff": (9_346_529, 26.87),
+    "lite_dermosegdiff_ham10000": (8_504_929, 39.23),
+}
+QUICK = ("trainer.accelerator=cpu", "repeats=2", "datamodule.image_size=16")
+FEW_CALLS = ("network=dermosegdiff_tiny", "sampler=ddim", "sampler.num_steps=2")
+
+
+@pytest.fixture
+def measure(make_config, tmp_path):
+    """Runs the benchmark; returns its JSON."""
+
+    def run(*overrides):
+        benchmark.run(make_config("task=benchmark", *overrides))
+        return json.loads((tmp_path / "run" / "benchmark.json").read_text())
+
+    return run
+
+
+def test_every_preset_has_its_size(measure, tmp_path):
+    report = measure("presets=true", "efficiency_table=true")
+    networks = {row["name"]: row for row in report["networks"]}
+    for name, (params, gmac) in PUBLISHED.items():
+        assert networks[name]["params"] == params
+        assert networks[name]["gmac"] == pytest.approx(gmac, rel=1e-3)
+        assert networks[name]["param_mb"] == pytest.approx(params * 4 / 2**20)
+    text = (tmp_path / "run" / "benchmark.md").read_text()
+    assert "| dermosegdiff | 81,671,009 |" in text
+    # What the reference's README prints are its plain layers' multiply-adds times 250.
+    rows = [line for line in report["efficiency_table"].splitlines() if "dermosegdiff" in line]
+    assert len(rows) == 4
+    for row in rows:
+        _, _, published, counted, *_ = (cell.strip() for cell in row.split("|"))
+        assert int(counted) == pytest.approx(int(published), abs=1)
+
+
+def test_a_checkpoint_is_measured_with_its_own_sampler(measure, make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint("sampler=ddpm", "sampler.num_steps=3", "sampler.ensemble=2")
+    report = measure(f"checkpoint={checkpoint}", "batch_sizes=[1,3]", *QUICK)
+    (row,) = report["networks"]
+    assert row["calls_per_mask"] == 6
+    assert row["image_size"] == 16
+    assert set(row["batches"]) == {"1", "3"}
+    for size, times in row["batches"].items():
+        assert 0 < times["min_s"] <= times["median_s"] <= times["max_s"]
+        assert times["images_per_s"] == pytest.approx(int(size) / times["median_s"])
+    assert row["calls_per_s"] == pytest.approx(1 / row["call_s"])
+    assert row["mask_s"] > row["call_s"], "six calls, and what is around them"
+    assert row["mask_s_reckoned"] is False
+    assert 0.1 < row["peak_gb"] < 16
+    assert report["threads"] >= 1
+    assert "| demo_teacher |" in (tmp_path / "run" / "benchmark.md").read_text()
+
+
+def test_a_mask_that_takes_too_long_is_reckoned(measure):
+    report = measure("network=dermosegdiff_tiny", "sampler=ddpm", "longest_mask=0", *QUICK)
+    (row,) = report["networks"]
+    assert row["mask_s_reckoned"] is True
+    assert row["mask_s"] == pytest.approx(row["call_s"] * row["calls_per_mask"])
+
+
+@pytest.mark.parametrize("against", ["plain", "lite_dermosegdiff_tiny", "checkpoint"])
+def test_two_are_measured_in_turn(measure, make_checkpoint, against):
+    if against == "checkpoint":
+        against = make_checkpoint()
+    report = measure(
+        *FEW_CALLS,
+        "trainer.precision=bf16-true",
+        f"against={against}",
+        "inference.channels_last=true",
+        *QUICK,
+    )
+    first, second = report["networks"]
+    assert first["precision"] == "bf16-true"
+    assert second["precision"] == ("32-true" if against == "plain" else "bf16-true")
+    assert report["ratio"] == pytest.approx(second["call_s"] / first["call_s"], abs=1e-3)
+    assert first["name"] != second["name"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["against=nothing"], "against=nothing is neither plain.*lite_dermosegdiff"),
+        (["trainer.precision=64-true"], "precision=64-true cannot be measured"),
+        (["checkpoint=gone.ckpt"], "checkpoint=gone.ckpt does not exist"),
+    ],
+)
+def test_mistakes_are_named(measure, overrides, message):
+    with pytest.raises(UserError, match=message):
+        measure(*FEW_CALLS, *overrides, *QUICK)

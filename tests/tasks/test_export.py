@@ -1,0 +1,155 @@
+"""Exported files compute what PyTorch does, and carry what is needed to use them.
+
+An export takes seconds, so that tests share few of them.
+"""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from common.errors import UserError
+from datamodules.synthetic import synthesise_lesion
+from datamodules.transforms import normalise, resize_image
+from lightning_modules.processes import SampleNoise
+from tasks import export
+from tasks.build import build_module
+from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.onnx_module import METADATA_KEY, OnnxModule
+
+
+@pytest.fixture
+def exported(make_config, make_checkpoint, tmp_path):
+    """Exports a network that has just been made; returns the ONNX file and its checkpoint."""
+
+    def run(*overrides, trained=()):
+        checkpoint = make_checkpoint("datamodule.image_size=16", *trained)
+        output = tmp_path / "out" / "model.onnx"
+        config = make_config(
+            "task=export", f"checkpoint={checkpoint}", f"output={output}", *overrides
+        )
+        export.run(config)
+        return output, checkpoint, config["sampler"]
+
+    return run
+
+
+def photographs(count, size=16):
+    images = [synthesise_lesion(0, index)[0] for index in range(count)]
+    return np.stack([resize_image(image, size, antialias=True) for image in images])
+
+
+def raw_batch(count):
+    images = torch.from_numpy(photographs(count)).permute(0, 3, 1, 2).float()
+    return {"image": images, "id": list("abcdef")[:count]}
+
+
+def module_prediction(checkpoint, count, sampler, normalization):
+    loaded = load_checkpoint(checkpoint)
+    config = {**loaded["config"], "sampler": sampler}
+    module = build_module(config, network_from_checkpoint(loaded, checkpoint, "ema", "checkpoint"))
+    batch = [normalise(image, normalization, train=False) for image in photographs(count)]
+    return module.predict({**raw_batch(count), "image": torch.stack(batch)})
+
+
+def test_the_exported_model_predicts_as_the_module(exported):
+    sampler = ("sampler=dpm_solver", "sampler.num_steps=2", "sampler.ensemble=2")
+    output, checkpoint, settings = exported(*sampler)
+    expected = module_prediction(checkpoint, 3, settings, "minmax")
+    module = OnnxModule(output)
+    found = module.predict(raw_batch(3))
+    for name in ("probability", "uncertainty"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+    # The noise is that of the training's seed unless another is given.
+    again, other = (OnnxModule(output, seed).predict(raw_batch(3)) for seed in (None, 5))
+    assert torch.equal(found["probability"], again["probability"])
+    assert not torch.equal(found["probability"], other["probability"])
+    flat = module.predict({"image": torch.full((1, 3, 16, 16), 90.0), "id": ["a"]})
+    assert flat["probability"].isfinite().all()
+
+    # An application needs only the file and onnxruntime.
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    assert inputs["image"][1:] == [3, 16, 16]
+    assert inputs["noise"][1:] == [2, 1, 16, 16]
+    assert isinstance(inputs["image"][0], str), "any number of images"
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+    assert metadata == module.metadata
+    assert (metadata["draws"], metadata["image_size"]) == (2, 16)
+    assert metadata["network"]["params"] > 0
+    images = raw_batch(1)["image"]
+    streams = [SampleNoise(metadata["seed"], ["a"], member, (1, 16, 16)) for member in range(2)]
+    noise = torch.stack([stream() for stream in streams], dim=1)
+    alone = session.run(None, {"image": images.numpy(), "noise": noise.numpy()})
+    np.testing.assert_allclose(alone[0], found["probability"][:1], atol=1e-5)
+    # The same program for those who have PyTorch.
+    program = torch.export.load(output.with_suffix(".pt2")).module()
+    np.testing.assert_allclose(program(images, noise)[0].detach(), alone[0], atol=1e-5)
+
+    check_damaged_files_are_refused(output)
+
+
+def check_damaged_files_are_refused(output):
+    model = onnx.load(output)
+    del model.metadata_props[:]
+    for content in (b"I am no model", output.read_bytes()[:-1000], model.SerializeToString()):
+        path = output.with_name("bad.onnx")
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"bad.onnx is damaged or was not written by"):
+            OnnxModule(path)
+    with pytest.raises(UserError, match="gone.onnx does not exist"):
+        OnnxModule(output.with_name("gone.onnx"))
+
+
+def test_a_smaller_file_says_what_it_costs(exported, capsys):
+    trained = ["datamodule.num_samples=30", "datamodule.normalization=imagenet"]
+    sampler = ("sampler=ddpm", "sampler.num_steps=2", "sampler.ensemble=1")
+    output, checkpoint, settings = exported(*sampler, "smaller=int8", "images=4", trained=trained)
+    expected = module_prediction(checkpoint, 3, settings, "imagenet")["probability"]
+    found = OnnxModule(output).predict(raw_batch(3))
+    torch.testing.assert_close(found["probability"], expected, atol=1e-4, rtol=0)
+    assert "uncertainty" not in found, "one member has none"
+    assert "Dice of 4 test images 0." in " ".join(capsys.readouterr().out.split())
+
+    small = output.with_suffix(".int8.onnx")
+    half = output.with_suffix(".fp16.onnx")
+    export.CONVERSIONS["fp16"](output, half)
+    types = onnx.TensorProto
+    for path, kind in ((small, types.UINT8), (half, types.FLOAT16)):
+        assert kind in {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+        chance = OnnxModule(path).predict(raw_batch(3))["probability"]
+        assert 0 < (chance - expected).abs().mean() < 0.05
+
+
+class Simple(torch.nn.Module):
+    def forward(self, image, noise):
+        return image.mean(1), noise.sum(1)
+
+
+def test_a_model_that_differs_is_not_written(tmp_path):
+    output, metadata = tmp_path / "model.onnx", {"image_size": 8, "draws": 3}
+    with pytest.raises(UserError, match=r"differs from PyTorch by .* nothing was written"):
+        export.write_verified(Simple(), metadata, output, tolerance=-1.0)
+    assert list(tmp_path.iterdir()) == []
+    export.write_verified(Simple(), metadata, output, tolerance=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampler.num_steps=21"], "num_steps=21 would be unrolled .*at most 20"),
+        (["smaller=int4"], "smaller=int4 does not exist; choose from fp16, int8"),
+    ],
+)
+def test_mistakes_are_named(exported, overrides, message):
+    with pytest.raises(UserError, match=message):
+        exported(*overrides)
+
+
+def test_a_checkpoint_is_needed(make_config):
+    with pytest.raises(UserError, match="task=export needs checkpoint"):
+        export.run(make_config("task=export"))
