@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table, markdown_table
 from common.runs import find_runs, name_runs
+from lightning_modules.callbacks.pictures import CASES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -20,7 +21,7 @@ from matplotlib import pyplot as plt
 __all__ = ["run"]
 
 console = Console(highlight=False)
-CASES = ("best", "median", "worst")
+
 HEADER = (
     "experiment",
     "run",

@@ -1,5 +1,6 @@
 """Several processes and signals on the command line: equal results, nothing half-written."""
 
+import csv
 import json
 import os
 import signal
@@ -8,8 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from datamodules.synthetic import synthesise_lesion
+from tasks.statistics import read_images
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -31,10 +37,10 @@ TINY = (
 pytestmark = pytest.mark.slow
 
 
-def start(tmp_path, name, *overrides):
+def start(tmp_path, name, *overrides, settings=TINY):
     runs = tmp_path / name
     places = (f"paths.runs={runs}", f"paths.cache={tmp_path}/cache")
-    command = [sys.executable, str(ROOT / "run.py"), *TINY, *places, *overrides]
+    command = [sys.executable, str(ROOT / "run.py"), *settings, *places, *overrides]
     log = (tmp_path / f"{name}.log").open("a")
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True, text=True
@@ -127,13 +133,57 @@ def test_testing_on_several_processes_is_testing_on_one(tmp_path, devices):
             f"checkpoint={trained}/checkpoints/best.ckpt",
         )
         results.append(json.loads((folder / "results.json").read_text())["test"])
-        tables.append((folder / "test_images.csv").read_text())
+        tables.append(read_images(folder))
     one, several = results
     assert one.keys() == several.keys() >= {"test/loss", "test/loss/l2", "test/dice"}
     for key, value in one.items():
         assert several[key] == pytest.approx(value, rel=1e-6 if "loss" in key else 1e-4)
-    assert tables[0] == tables[1]
-    assert tables[0].count("\n") == 1 + 11, "none of them twice"
+    assert len(tables[0]) == 11
+    assert list(tables[1]) == list(tables[0])
+    for image, values in tables[0].items():
+        assert tables[1][image] == pytest.approx(values, rel=1e-3, abs=1e-6)
+
+
+def test_predicting_on_several_processes_is_predicting_on_one(tmp_path):
+    trained = run(tmp_path, "trained", "trainer.max_epochs=1")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(6):
+        image, _ = synthesise_lesion(0, index)
+        Image.fromarray(image).resize((90 + index, 60)).save(photos / f"photo_{index}.png")
+    (photos / "broken.png").write_bytes((photos / "photo_0.png").read_bytes()[:500])
+    tables = []
+    for devices in (1, 2):
+        overrides = (
+            "task=predict",
+            f"trainer.devices={devices}",
+            f"checkpoint={trained}/checkpoints/best.ckpt",
+            f"input={photos}",
+            f"output={tmp_path}/{devices}",
+            "trainer.accelerator=cpu",
+            "sampler.num_steps=2",
+            "sampler.ensemble=2",
+        )
+        process, log, _ = start(tmp_path, f"predict{devices}", *overrides, settings=())
+        assert process.wait(timeout=300) == 2, "the exit code says that one could not be read"
+        assert "1 of 7 photographs could not be predicted, first " in " ".join(
+            log.read_text().split()
+        )
+        with (tmp_path / str(devices) / "predictions.csv").open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert [row["name"] for row in tables[0]] == ["broken", *(f"photo_{i}" for i in range(6))]
+    names = [sorted(p.name for p in (tmp_path / str(n)).iterdir()) for n in (1, 2)]
+    assert names[0] == names[1]
+    assert len(names[0]) == 6 * 4 + 1
+    for first, second in zip(*tables, strict=True):
+        assert first["file"] == second["file"]
+        for column in ("lesion_pixels", "expected_dice", "mean_uncertainty"):
+            one, other = (float(row[column] or 0) for row in (first, second))
+            assert other == pytest.approx(one, rel=1e-3)
+    for path in (tmp_path / "1").glob("*.png"):
+        with Image.open(path) as one, Image.open(tmp_path / "2" / path.name) as other:
+            apart = np.asarray(one).astype(int) - np.asarray(other)
+        assert np.abs(apart).mean() < 0.1
 
 
 @pytest.mark.parametrize("devices", [1, 2])

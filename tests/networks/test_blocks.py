@@ -42,6 +42,14 @@ def test_standardised_kernel_has_zero_mean_and_unit_variance():
     torch.testing.assert_close(weight.var(1, unbiased=False), expected / (expected + 1e-5))
 
 
+def test_a_folded_convolution_gives_the_same_bits():
+    conv = WeightStandardisedConv2d(6, 8, 3, padding=1)
+    torch.nn.init.normal_(conv.weight, 0.3, 2.0)
+    plain, x = conv.folded(), torch.randn(2, 6, 9, 7)
+    assert type(plain) is torch.nn.Conv2d
+    assert torch.equal(plain(x), conv(x))
+
+
 def test_standardised_kernel_stays_float32_under_autocast():
     conv = WeightStandardisedConv2d(6, 5, 3, padding=1)
     outside = conv.standardised_weight()

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import networks
 from common.errors import UserError
+from networks.blocks import WeightStandardisedConv2d
 from networks.reference_weights import _rename
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "network"
@@ -179,3 +180,21 @@ def test_inputs_that_do_not_fit_together_are_refused():
         network(torch.randn(1, 1, 8, 8), torch.randn(1, 3, 8, 16), torch.tensor([1]))
     with pytest.raises(UserError, match="1 and 3 channels"):
         network(torch.randn(1, 2, 8, 8), torch.randn(1, 3, 8, 8), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("name", GOLDEN_NETWORKS)
+def test_a_folded_network_matches_the_reference_too(golden_network, name):
+    network, tensors = golden_network(name)
+    folded = network.folded(250)
+    with torch.no_grad():
+        output = folded(tensors["in.x"], tensors["in.g"], tensors["in.t"])
+    tolerance = 2e-5 * tensors["out.y"].abs().max().item()
+    torch.testing.assert_close(output, tensors["out.y"], rtol=0, atol=tolerance)
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+    assert any(parameter.requires_grad for parameter in network.parameters())
+    kernels = {key: value for key, value in folded.state_dict().items() if value.ndim == 4}
+    for key, module in network.named_modules():
+        if isinstance(module, WeightStandardisedConv2d):
+            assert torch.equal(kernels[f"{key}.weight"], module.standardised_weight()), key
+    with pytest.raises(IndexError):
+        folded(tensors["in.x"], tensors["in.g"], torch.full_like(tensors["in.t"], 250))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from common.pictures import PREDICTION_COLOUR, TRUTH_COLOUR
 from lightning_modules.callbacks import Pictures
+from lightning_modules.callbacks.pictures import CASES
 
 
 def make_trainer(step=7):
@@ -53,3 +54,34 @@ def test_at_most_the_asked_number_of_rows_is_drawn(tmp_path):
 def test_batches_without_samples_draw_nothing(tmp_path):
     assert not draw(tmp_path, 5, make_batch(2), {}).exists()
     assert not draw(tmp_path, 0, make_batch(2), {"probability": make_batch(2)["mask"]}).exists()
+
+
+def test_a_test_leaves_its_best_median_and_worst_images(tmp_path):
+    # The brightness of an image says its Dice; in which order they come must not matter.
+    order = [3, 0, 6, 2, 5, 1, 4]
+    callback, trainer = Pictures(tmp_path, 2), make_trainer()
+    callback.on_test_start(trainer, None)
+    for index in order:
+        batch = make_batch(1)
+        batch["image"][..., 0, 0], batch["image"][..., 1, 1] = 1, index / 6
+        scores = {"dice": torch.tensor([index / 6])}
+        outputs = {"probability": batch["mask"], "per_image": scores}
+        callback.on_test_batch_end(trainer, None, outputs, {**batch, "id": [f"i{index}"]}, 0)
+    callback.on_test_end(trainer, None)
+    shown = {}
+    for case in CASES:
+        picture = np.asarray(Image.open(tmp_path / "samples" / f"{case}.png")).astype(int)
+        assert picture.shape[0] == 3 * 128 + 2 * 2
+        shown[case] = [round(picture[row * 130 + 2, 2, 0] / 255 * 6) for row in range(3)]
+    assert shown == {"best": [4, 5, 6], "median": [2, 3, 4], "worst": [0, 1, 2]}
+    assert Image.open(tmp_path / "samples" / "test.png").height == 2 * 128 + 2
+
+
+def test_a_test_of_one_image_has_its_cases(tmp_path):
+    callback, trainer, batch = Pictures(tmp_path, 2), make_trainer(), make_batch(1)
+    callback.on_test_start(trainer, None)
+    scores = {"dice": torch.tensor([0.5])}
+    outputs = {"probability": batch["mask"], "per_image": scores}
+    callback.on_test_batch_end(trainer, None, outputs, batch, 0)
+    callback.on_test_end(trainer, None)
+    assert all((tmp_path / "samples" / f"{case}.png").is_file() for case in CASES)
