@@ -1,5 +1,6 @@
 """The Trainer of a run, with its callbacks and loggers."""
 
+import logging
 import os
 import secrets
 import warnings
@@ -43,6 +44,8 @@ def build_trainer(config: dict[str, Any], *callbacks: L.Callback) -> L.Trainer:
     """
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
+    # Devices, limits and advertisements.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     os.environ.setdefault("WANDB_SILENT", "true")
     # W&B keeps the pictures of an offline run's tables in the home folder unless told otherwise.
     os.environ["WANDB_DATA_DIR"] = str(Path(config["paths"]["run"]) / "wandb")
