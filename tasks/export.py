@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
@@ -10,6 +11,7 @@ import onnxruntime
 import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript import optimizer
 from rich.console import Console
@@ -129,7 +131,7 @@ def run(config: dict[str, Any]) -> None:
     output = Path(config["output"])
     metadata = _metadata(config, network, portable.draws)
     write_verified(portable, metadata, output, config["tolerance"])
-    _say(output, f"{portable.draws} draws of noise a mask")
+    _say(output, f"draws of noise a mask: {portable.draws}")
     if test_set is not None:
         small = output.with_suffix(f".{config['smaller']}{output.suffix}")
         with atomic_path(small) as path:
@@ -253,7 +255,10 @@ def _to_fp16(source: Path, output: Path) -> None:
 
 def _to_int8(source: Path, output: Path) -> None:
     # Kernels have 8 bits, activations are quantised as they come.
-    quantize_dynamic(source, output, per_channel=True, weight_type=QuantType.QUInt8)
+    with TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_dynamic(prepared, output, per_channel=True, weight_type=QuantType.QUInt8)
 
 
 # Makes a smaller ONNX file from one, by the name of its numbers.
