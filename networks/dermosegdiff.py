@@ -23,6 +23,7 @@ from networks.blocks import (
     SelfAttention,
     TimeEmbedding,
     Upsample,
+    channels_come_last,
 )
 
 __all__ = ["DermoSegDiff", "LiteDermoSegDiff"]
@@ -239,8 +240,12 @@ class DermoSegDiff(nn.Module):
         """
         self._check_inputs(x, g)
         x_time, g_time = self.x_time(time), self.g_time(time)
-        x = x_stem = self.x_stem(x)
         g = g_stem = self.g_stem(g)
+        x = self.x_stem(x)
+        if channels_come_last(g):
+            # A mask of one channel does not say in which order it is.
+            x = x.contiguous(memory_format=torch.channels_last)
+        x_stem = x
         skips = []
         for stage, x_down, g_down in zip(
             self.encoder, self.x_downsample, self.g_downsample, strict=True

@@ -90,13 +90,7 @@ def infer_reference_architecture(state_dict: Mapping[str, Tensor]) -> dict[str, 
         )
         levels = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("encoder_"))
         widths = {
-            branch: [
-                (
-                    shapes.get(f"encoder_blocks.{i}.{n}.weight")
-                    or shapes[f"encoder_blocks.{i}.{n}.1.weight"]
-                )[0]
-                for i in range(levels)
-            ]
+            branch: [_out_channels(shapes, f"encoder_blocks.{i}.{n}") for i in range(levels)]
             for branch, n in (("g", 1), ("x", 2))
         }
         features = shapes["bottleneck.ls_attn.s_attn.fn.fn.to_qkv.weight"][0] // 3
