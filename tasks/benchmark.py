@@ -43,7 +43,7 @@ COLUMNS = {
     "call_s": "s a call",
     "calls_per_s": "calls a s",
     "mask_s": "s a mask",
-    "peak_gb": "peak GB",
+    "peak_gb": "peak GB of the process",
 }
 
 
@@ -88,27 +88,29 @@ def run(config: dict[str, Any]) -> None:
     device = _device(config["trainer"]["accelerator"])
     if config["presets"]:
         report: dict[str, Any] = {"networks": [_preset(p, config) for p in _preset_names()]}
-        _print(report["networks"], ("name", "params", "param_mb", "gmac"))
+        _print_sizes(report["networks"])
     else:
         subjects = [_subject(config, config["checkpoint"], device)]
         if config["against"]:
             subjects.append(_other(config, device))
         report = {"networks": _measure(subjects, device, config)}
-        _print(report["networks"], tuple(COLUMNS))
+        _print_costs(report["networks"])
         if len(subjects) > 1:
             first, second = report["networks"]
             report["ratio"] = round(second["call_s"] / first["call_s"], 3)
             console.print(f"{first['name']} is {report['ratio']:.2f} times as fast a call.")
     if config["efficiency_table"]:
         report["efficiency_table"] = efficiency_table()
-        console.print(report["efficiency_table"], markup=False)
+        console.print(report["efficiency_table"], markup=False, soft_wrap=True)
     report = {**_machine(device), "precision": config["trainer"]["precision"], **report}
     folder = Path(config["paths"]["run"])
     write_text_atomic(folder / "benchmark.json", json.dumps(report, indent=2) + "\n")
     rows = [[_shown(k, row.get(k)) for k in COLUMNS] for row in report["networks"]]
-    text = markdown_table(list(COLUMNS.values()), rows)
-    extra = report.get("efficiency_table")
-    write_text_atomic(folder / "benchmark.md", text + (f"\n{extra}" if extra else ""))
+    tables = [markdown_table(list(COLUMNS.values()), rows)]
+    if not config["presets"]:
+        tables.append(_batch_table(report["networks"]))
+    tables.append(report.get("efficiency_table", ""))
+    write_text_atomic(folder / "benchmark.md", "\n".join(filter(None, tables)))
     console.print(f"report: {folder / 'benchmark.md'}")
 
 
@@ -300,12 +302,35 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:.3f}" if key in ("call_s", "mask_s", "peak_gb") else f"{value:.2f}"
 
 
-def _print(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
+def _batch_table(rows: list[dict[str, Any]]) -> str:
+    """Return the times of a call by batch size, as Markdown."""
+    columns = ("median_s", "min_s", "max_s", "images_per_s")
+    cells = [
+        (row["name"], batch_size, *(f"{times[key]:.4g}" for key in columns))
+        for row in rows
+        for batch_size, times in row["batches"].items()
+    ]
+    header = ("network", "batch", "s a call, median", "least", "most", "images a s")
+    return markdown_table(header, cells)
+
+
+def _print_sizes(rows: list[dict[str, Any]]) -> None:
+    """Print a row for each network."""
     table = Table()
-    for key in keys:
+    for key in ("name", "params", "param_mb", "gmac"):
         table.add_column(COLUMNS[key], justify="left" if key == "name" else "right")
     for row in rows:
-        table.add_row(*[_shown(key, row.get(key)) for key in keys])
+        table.add_row(*[_shown(key, row[key]) for key in ("name", "params", "param_mb", "gmac")])
+    console.print(table)
+
+
+def _print_costs(rows: list[dict[str, Any]]) -> None:
+    """Print a column for each network."""
+    table = Table("")
+    for row in rows:
+        table.add_column(row["name"], justify="right")
+    for key in list(COLUMNS)[1:]:
+        table.add_row(COLUMNS[key], *[_shown(key, row[key]) for row in rows])
     console.print(table)
 
 
@@ -318,13 +343,16 @@ _PUBLISHED = {
 }
 
 
-def efficiency_table() -> str:
-    """Return the published efficiency figures beside the true ones, as Markdown.
+_HOW = """
+The published "GFlops" are multiply-adds of one network call that thop counted, times 250 steps;
+thop knows plain convolutions and linear layers and leaves out the weight-standardised convolutions,
+where most of the work is. The published frames a second are network calls and not images: a mask
+takes 9 samples of 250 steps, which is 2250 calls.
+"""
 
-    The published "GFlops" are multiply-adds that thop counted, times 250 steps: it knows plain
-    convolutions and linear layers and misses the weight-standardised ones, 70 % of the work. The
-    published frames per second are network calls, not images: a mask takes 2250 of them.
-    """
+
+def efficiency_table() -> str:
+    """Return the published efficiency figures beside the true ones, and how they came about."""
     rows = []
     for name, (published, fps) in _PUBLISHED.items():
         network_config = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
@@ -333,7 +361,7 @@ def efficiency_table() -> str:
         true = 250 * describe_network(build_on_meta(network_config), config)["gmac"]
         costs = (f"{gmac:.0f}" for gmac in (counted, true, 9 * true))
         rows.append((name, published, *costs, fps, f"{fps / 2250:.4f}"))
-    return markdown_table(
+    table = markdown_table(
         (
             "network",
             'published "GFlops"',
@@ -345,6 +373,7 @@ def efficiency_table() -> str:
         ),
         rows,
     )
+    return table + _HOW
 
 
 def plain_giga_macs(network_config: Mapping[str, Any], image_size: int) -> float:
