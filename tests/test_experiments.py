@@ -1,13 +1,16 @@
 """Every shipped experiment trains, validates, samples, stores and tests."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
+from datamodules.transforms import read_mask
 from tasks import fit
 from tasks import test as test_task
 from tasks.build import build_network
@@ -251,6 +254,40 @@ def test_testing_again_gives_the_same_bits(train, make_config, tmp_path, isic_da
     assert second["data"] == first["data"]
     assert second["sampler"] == first["sampler"]
     assert (again / "test_images.csv").read_text() == (folder / "test_images.csv").read_text()
+    assert second["checkpoint"] == f"{folder}/checkpoints/best.ckpt"
+    assert second["trained_as"] == "teacher_isic2018"
+    assert second["tested_images"] == second["data"]["n_test"]
+    for key, (low, high) in second["test_intervals"].items():
+        assert low <= second["test"][key] <= high
+    assert {"test/dice", "test/hd95"} <= second["test_intervals"].keys() <= second["test"].keys()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_workers):
+    folder = train("demo_teacher")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+        "datamodule=isic2018",
+        f"datamodule.num_workers={num_workers}",
+        "metrics.resolution=native",
+        f"paths.data={isic_data}",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    now = tmp_path / "runs/test/now"
+    assert json.loads((now / "results.json").read_text())["resolution"] == "native"
+    masks = isic_data / "isic2018" / "ISIC2018_Task1_Training_GroundTruth"
+    with (now / "test_images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    for row in rows:
+        mask = read_mask(masks / f"{row['id']}_segmentation.png")
+        assert float(row["lesion_pixels"]) == mask.sum()
+        diagonal = np.hypot(*mask.shape)
+        assert float(row["hd95"]) == pytest.approx(float(row["hd95_relative"]) * diagonal)
 
 
 def test_the_averaged_weights_are_tested(train, make_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,10 @@ def odd_files(folder):
         "palette.png": lambda p: rgb.quantize(32).save(p),
         "black_and_white.png": lambda p: rgb.convert("1").save(p),
         "deep.png": lambda p: Image.fromarray(grey.astype(np.uint16) * 256).save(p),
+        "deep_colours.png": lambda p: cv2.imwrite(str(p), image[..., ::-1].astype(np.uint16) * 257),
+        "deep_colours.tiff": lambda p: cv2.imwrite(
+            str(p), image[..., ::-1].astype(np.uint16) * 257
+        ),
         "deep.tif": lambda p: Image.fromarray(grey.astype(np.uint16) * 256).save(p),
         "bitmap.bmp": lambda p: rgb.save(p),
         "tagged.tiff": lambda p: rgb.save(p),
@@ -162,6 +167,9 @@ def test_every_kind_of_photograph_is_predicted(tmp_path, predict):
     assert {name: (int(r["width"]), int(r["height"])) for name, r in rows.items()} == sizes
     # Two pairs have one stem: their suffixes tell their masks apart.
     assert {rows["grey.jpg"]["name"], rows["grey.png"]["name"]} == {"grey_jpg", "grey_png"}
+    plain = read_image(tmp_path / "photos" / "bitmap.bmp")
+    for name in ("deep_colours.png", "deep_colours.tiff", "alpha.png"):
+        assert np.array_equal(read_image(tmp_path / "photos" / name), plain)
     for row in rows.values():
         assert picture(tmp_path / "masks" / f"{row['name']}_mask.png").shape == (
             int(row["height"]),
