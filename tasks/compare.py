@@ -60,9 +60,10 @@ def run(config: dict[str, Any]) -> None:
 
 def _print(first: str, second: str, compared: dict[str, dict[str, Any]]) -> None:
     images = next(iter(compared.values()))["images"]
-    table = Table(title=f"{second} against {first}, {images} images")
-    for column in ("score", first, second, "difference", "95 % interval", "p (Wilcoxon)"):
-        table.add_column(column, justify="left" if column == "score" else "right")
+    table = Table(title=f"{second} (second) against {first} (first), {images} images")
+    table.add_column("score", overflow="fold")
+    for column in ("first", "second", "difference", "95 % interval", "Wilcoxon p"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in compared.items():
         low, high = row["interval"]
         table.add_row(
@@ -70,7 +71,7 @@ def _print(first: str, second: str, compared: dict[str, dict[str, Any]]) -> None
             f"{row['first']:.4f}",
             f"{row['second']:.4f}",
             f"{row['difference']:+.4f}",
-            f"{low:+.4f} to {high:+.4f}",
+            f"{low:+.4f} {high:+.4f}",
             f"{row['p']:.2g}",
             style=None if low <= 0 <= high else "bold",
         )

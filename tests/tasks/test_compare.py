@@ -51,8 +51,8 @@ def test_a_gain_on_every_image_is_found_where_the_means_hide_it(
     assert 0.015 < score["interval"][0] < score["difference"] < score["interval"][1] < 0.025
     assert score["p"] < 1e-6
     assert entry["scores"]["hd95"]["difference"] == pytest.approx(-score["difference"])
-    printed = capsys.readouterr().out
-    assert "better against first, 60 images" in printed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "better (second) against first (first), 60 images" in printed
     with Image.open(tmp_path / "run" / "comparison.png") as picture:
         assert picture.size == (600, 600)
 
