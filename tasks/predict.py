@@ -20,6 +20,8 @@ from tasks.training import build_trainer
 __all__ = ["run"]
 
 console = Console(highlight=False)
+# What an exported file has decided.
+_EXPORTED = ("inference", "lightning_module", "network", "sampler", "schedule")
 EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
 
 
@@ -84,8 +86,11 @@ def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, di
     """Return the config to predict with, the module, and how it wants its photographs."""
     path = Path(config["checkpoint"])
     if path.suffix == ".onnx":
-        given = "seed" in {entry.split("=")[0] for entry in HydraConfig.get().overrides.task}
-        module = OnnxModule(path, config["seed"] if given else None)
+        given = {entry.lstrip("+~").split("=")[0] for entry in HydraConfig.get().overrides.task}
+        fixed = sorted(key for key in given if key.split(".")[0] in _EXPORTED)
+        if fixed:
+            raise UserError(f"{fixed[0]} is part of {path}; leave it out, or export anew with it.")
+        module = OnnxModule(path, config["seed"] if "seed" in given else None)
         settings = {name: module.metadata[name] for name in TRAINED_FOR}
         # It normalises by itself.
         return config, module, settings | {"normalization": "none"}

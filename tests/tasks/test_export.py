@@ -3,6 +3,7 @@
 An export takes seconds, so that tests share few of them.
 """
 
+import csv
 import json
 
 import numpy as np
@@ -10,12 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from common.errors import UserError
 from datamodules.synthetic import synthesise_lesion
 from datamodules.transforms import normalise, resize_image
 from lightning_modules.processes import SampleNoise
-from tasks import export
+from tasks import export, predict
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.onnx_module import METADATA_KEY, OnnxModule
@@ -55,7 +57,7 @@ def module_prediction(checkpoint, count, sampler, normalization):
     return module.predict({**raw_batch(count), "image": torch.stack(batch)})
 
 
-def test_the_exported_model_predicts_as_the_module(exported):
+def test_the_exported_model_predicts_as_the_module(exported, make_config, tmp_path):
     sampler = ("sampler=dpm_solver", "sampler.num_steps=2", "sampler.ensemble=2")
     output, checkpoint, settings = exported(*sampler)
     expected = module_prediction(checkpoint, 3, settings, "minmax")
@@ -89,7 +91,30 @@ def test_the_exported_model_predicts_as_the_module(exported):
     program = torch.export.load(output.with_suffix(".pt2")).module()
     np.testing.assert_allclose(program(images, noise)[0].detach(), alone[0], atol=1e-5)
 
+    check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, sampler)
     check_damaged_files_are_refused(output)
+
+
+def check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, sampler):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index, size in enumerate([(60, 40), (33, 70)]):
+        image = Image.fromarray(synthesise_lesion(0, index)[0])
+        image.resize(size).save(photos / f"photo_{index}.png")
+    settings = ("task=predict", f"input={photos}", "trainer.accelerator=cpu", "num_workers=0")
+    ways = {"torch": (checkpoint, *sampler), "onnx": (output,)}
+    rows, chances = [], []
+    for name, (file, *more) in ways.items():
+        folder = tmp_path / name
+        predict.run(make_config(*settings, f"checkpoint={file}", f"output={folder}", *more))
+        with (folder / "predictions.csv").open(newline="") as table:
+            rows.append([row["lesion_pixels"] for row in csv.DictReader(table)])
+        picture = Image.open(folder / "photo_1_probability.png")
+        chances.append(np.asarray(picture).astype(int))
+    assert rows[0] == rows[1]
+    assert np.abs(chances[0] - chances[1]).max() <= 1
+    with pytest.raises(UserError, match=r"sampler.num_steps is part of .*model.onnx; leave it out"):
+        predict.run(make_config(*settings, f"checkpoint={output}", "sampler.num_steps=3"))
 
 
 def check_damaged_files_are_refused(output):
