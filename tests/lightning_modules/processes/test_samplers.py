@@ -197,7 +197,7 @@ def test_errors_fall_with_the_order_of_the_solver(make, order):
     assert rates == pytest.approx([order] * 2, abs=0.2), (errors, rates)
 
 
-def test_ten_steps_of_the_solver_are_as_good_as_fifty_of_ddim():
+def test_ten_steps_of_the_solver_have_half_the_error_of_ddim():
     schedule = NoiseSchedule(250)
     denoise = mixture_denoiser(schedule)
     start = torch.randn(1, 1, 40, 50, generator=torch.Generator().manual_seed(1)).double()
