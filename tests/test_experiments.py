@@ -262,6 +262,26 @@ def test_testing_again_gives_the_same_bits(train, make_config, tmp_path, isic_da
     assert {"test/dice", "test/hd95"} <= second["test_intervals"].keys() <= second["test"].keys()
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "bf16-mixed"])
+def test_a_test_in_half_precision(train, make_config, tmp_path, precision):
+    folder = train("demo_teacher", "trainer.limit_test_batches=1.0")
+    config = make_config(
+        "task=test",
+        "logger=csv",
+        "trainer.accelerator=cpu",
+        f"trainer.precision={precision}",
+        "inference.channels_last=true",
+        f"checkpoint={folder}/checkpoints/best.ckpt",
+        f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
+    )
+    test_task.run(config)
+    first = json.loads((folder / "results.json").read_text())["test"]
+    second = json.loads((tmp_path / "runs/test/now/results.json").read_text())["test"]
+    for key in ("test/dice", "test/calibration_error", "test/boundary_f1"):
+        assert second[key] == pytest.approx(first[key], abs=0.03)
+    assert all(value is not None for value in second.values()), "none is NaN"
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_workers):
     folder = train("demo_teacher")

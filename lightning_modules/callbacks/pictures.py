@@ -141,7 +141,7 @@ def _row(image: Tensor, mask: Tensor, probability: Tensor) -> list[np.ndarray]:
     values = probability[0].float().cpu().numpy()
     truth, shown, predicted = (
         enlarge(picture.astype(np.uint8), SMALLEST_SIDE)
-        for picture in (mask[0].cpu().numpy() > 0.5, values * 255, values > 0.5)
+        for picture in (mask[0].float().cpu().numpy() > 0.5, values * 255, values > 0.5)
     )
     overlay = draw_contour(photo, truth, TRUTH_COLOUR)
     overlay = draw_contour(overlay, predicted, PREDICTION_COLOUR)
