@@ -8,6 +8,7 @@ import lightning as L
 from common.errors import UserError
 from common.files import remove_leftovers
 from common.runs import read_results
+from lightning_modules.callbacks.last_checkpoint import interrupting
 from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, last_checkpoint, resumed_config
@@ -59,7 +60,7 @@ def run(config: dict[str, Any]) -> None:
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     if description:
         record.results["teacher"] = description
-    with record.running():
+    with record.running(), interrupting(trainer):
         log_config(trainer, config)
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)

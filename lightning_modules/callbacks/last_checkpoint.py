@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from common.errors import Interrupted
 from lightning_modules.callbacks.metrics_file import MetricsFile
 
-__all__ = ["LastCheckpoint", "between_epochs"]
+__all__ = ["LastCheckpoint", "between_epochs", "interrupting"]
 
 # How the Trainer's loops look when a validation has begun and not come far: it is done again.
 _VALIDATION_BEGUN = {
@@ -173,6 +175,18 @@ class LastCheckpoint(Checkpoint):
         if self._stopping:
             # Another process may have been the one that the signal reached.
             raise Interrupted(self._signum or signal.SIGTERM)
+
+
+@contextmanager
+def interrupting(trainer: L.Trainer) -> Iterator[None]:
+    """Take a failure after a signal for its consequence: another process may have gone first."""
+    try:
+        yield
+    except RuntimeError as error:
+        for callback in trainer.callbacks:
+            if isinstance(callback, LastCheckpoint) and callback._signum is not None:
+                raise Interrupted(callback._signum) from error
+        raise
 
 
 def _tables(trainer: L.Trainer) -> list[MetricsFile]:
