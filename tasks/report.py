@@ -1,6 +1,7 @@
 """All runs on one page: scores against cost, curves and cases."""
 
 import csv
+import html
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -121,18 +122,24 @@ def _row(path: Path, results: dict[str, Any]) -> list[str]:
 
 
 def _cost_plot(runs: Sequence[tuple[Path, dict[str, Any]]]) -> bytes:
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    for name, (_, results) in zip(name_runs(runs), runs, strict=True):
-        cost = results["network"]["gmac"] * (results.get("calls_per_mask") or 1)
+    """Draw a point for each run, a colour for each experiment and objective."""
+    groups: dict[str, list[tuple[float, float, float, float]]] = {}
+    for _, results in runs:
         dice = results["test"].get("test/dice")
         if dice is None:
             continue
+        cost = results["network"]["gmac"] * (results.get("calls_per_mask") or 1)
         low, high = (results.get("test_intervals") or {}).get("test/dice", (dice, dice))
-        error = [[max(0, dice - low)], [max(0, high - dice)]]
+        words = (results.get("trained_as") or results["experiment"], results.get("objective"))
+        point = (cost, dice, max(0, dice - low), max(0, high - dice))
+        groups.setdefault(" ".join(filter(None, words)), []).append(point)
+    figure, axis = plt.subplots(figsize=(10, 5), layout="constrained")
+    for name, points in groups.items():
+        cost, dice, *error = zip(*points, strict=True)
         axis.errorbar(cost, dice, yerr=error, fmt="o", capsize=3, label=name)
     axis.set(xscale="log", xlabel="GMAC a mask", ylabel="Dice")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _png(figure)
 
 
@@ -168,7 +175,7 @@ def _gallery(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Iterable[str]:
         pictures = [(case, path / "samples" / f"{case}.png") for case in CASES]
         present = [(case, file) for case, file in pictures if file.is_file()]
         if present:
-            yield html_table((f"{name}: image, truth, probability, outlines",), [])
+            yield f"<h3>{html.escape(name)}: image, truth, probability, outlines</h3>"
             for case, file in present:
                 yield html_picture(file.read_bytes(), "png", case)
 
