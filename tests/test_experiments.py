@@ -14,6 +14,7 @@ from datamodules.transforms import read_mask
 from tasks import fit
 from tasks import test as test_task
 from tasks.build import build_network
+from tasks.statistics import read_images
 
 EXPERIMENTS = sorted(
     path.stem for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
@@ -280,6 +281,11 @@ def test_a_test_in_half_precision(train, make_config, tmp_path, precision):
     for key in ("test/dice", "test/calibration_error", "test/boundary_f1"):
         assert second[key] == pytest.approx(first[key], abs=0.03)
     assert all(value is not None for value in second.values()), "none is NaN"
+    # The means are not rounded to half precision on their way.
+    images = read_images(tmp_path / "runs/test/now").values()
+    for score in ("dice", "hd95", "boundary_f1"):
+        mean = np.mean([image[score] for image in images])
+        assert second[f"test/{score}"] == pytest.approx(mean, rel=1e-6)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_modules.metrics.exact import ExactMetric
 
 __all__ = ["LossMeans"]
 
 
-class LossMeans(Metric):
+class LossMeans(ExactMetric):
     """Means of several losses, each batch weighted by its images, merged exactly over processes.
 
     The Trainer's own merging divides by the mean number of images of a process, rounded down.

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_modules.metrics.exact import ExactMetric
 
 __all__ = ["OverlapMetrics", "dice_score", "iou_score", "overlap_counts"]
 
@@ -40,7 +41,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(empty, 1.0, numerator / denominator.masked_fill(empty, 1))
 
 
-class OverlapMetrics(Metric):
+class OverlapMetrics(ExactMetric):
     """Means over images and the papers' pooled scores, merged exactly over processes.
 
     `compute` returns `dice` and `iou`, the means over images, and `pooled_f1`, `pooled_iou`,

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.functional import spearman_corrcoef
+
+from lightning_modules.metrics.exact import ExactMetric
 
 __all__ = [
     "CalibrationError",
@@ -62,7 +63,7 @@ def uncertainty_correlation(uncertainty: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(size > 0, (first * second).sum(1) / size.clamp(min=1e-300), 0.0)
 
 
-class CalibrationError(Metric):
+class CalibrationError(ExactMetric):
     """Expected calibration error of lesion probabilities over all pixels.
 
     Pixels are put into bins of equal width by their probability; the error is the mean over pixels
@@ -95,7 +96,7 @@ class CalibrationError(Metric):
         return ((self.chances - self.lesions).abs().sum() / total).float()
 
 
-class DoubtScores(Metric):
+class DoubtScores(ExactMetric):
     """Whether the images of which a model is least sure are those that it gets wrong.
 
     `compute` returns `doubt_correlation`, Spearman's of the doubt with `1 - Dice`, and
