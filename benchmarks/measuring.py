@@ -16,7 +16,16 @@ import torch
 
 from common.files import write_text_atomic
 
-__all__ = ["REPEATS", "experiment_config", "parse_arguments", "peak_memory", "run_cases", "summary"]
+__all__ = [
+    "REPEATS",
+    "experiment_config",
+    "memory",
+    "now",
+    "parse_arguments",
+    "peak_memory",
+    "run_cases",
+    "summary",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 5
@@ -45,6 +54,7 @@ def parse_arguments(description: str, cases: Sequence[str]) -> Namespace:
     parser.add_argument("--batch-size", type=int, nargs="+", help="images a call")
     parser.add_argument("--image-size", type=int, default=128, help="side in px")
     parser.add_argument("--num-images", type=int, default=640, help="size of a made-up dataset")
+    parser.add_argument("--steps", type=int, default=REPEATS, help="that are measured")
     parser.add_argument("--threads", type=int, default=2, help="threads on a CPU")
     parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--precision", default="32-true", help="as trainer.precision")
@@ -69,7 +79,7 @@ def run_cases(
         (case,), (batch_size,) = arguments.cases, arguments.batch_size
         print(json.dumps(measure(case, batch_size, arguments)))
         return
-    settings = ("image_size", "num_images", "threads", "accelerator", "precision")
+    settings = ("image_size", "num_images", "steps", "threads", "accelerator", "precision")
     results: dict[str, Any] = {key: getattr(arguments, key) for key in settings}
     gpu = arguments.accelerator == "gpu"
     results["device"] = (
@@ -97,6 +107,14 @@ def peak_memory(accelerator: str) -> float:
     if accelerator == "gpu":
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def memory(accelerator: str) -> float:
+    """Return the memory in use in GB: of the process, or allocated on the GPU."""
+    if accelerator == "gpu":
+        return torch.cuda.memory_allocated() / 1e9
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e9
 
 
 def now(accelerator: str) -> float:

@@ -1,14 +1,16 @@
 """Seconds and memory of one training step at the published sizes, as the Trainer runs it.
 
-`python benchmarks/train_step.py` measures the teacher and the EFKD student of ISIC 2018 at batch 4:
-forward, loss, backward, clipping, Adam and moving average, median and minimum of 5 after one step
-to warm up. The data is made up and the weights are fresh: neither changes the time.
+`python benchmarks/train_step.py` measures the teachers and the distilled students of ISIC 2018 at
+batch 4: forward, loss, backward, clipping, optimizer and moving average, median and minimum of 5
+after one step to warm up. With `--steps 200` it shows in four quarters whether time and memory
+stay what they are. The data is made up and the weights are fresh: neither changes the time.
 """
 
 import sys
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,8 +20,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.measuring import (
-    REPEATS,
     experiment_config,
+    memory,
     now,
     parse_arguments,
     run_cases,
@@ -30,13 +32,21 @@ from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network
 from tasks.training import build_trainer
 
-EXPERIMENTS = {"teacher": "teacher_isic2018", "efkd": "efkd_isic2018"}
+# Each with the experiment of its teacher.
+EXPERIMENTS = {
+    "teacher": ("teacher_isic2018", None),
+    "efkd": ("efkd_isic2018", "teacher_isic2018"),
+    "deeplab_teacher": ("deeplab_teacher_isic2018", None),
+    "deeplab_kd": ("deeplab_kd_isic2018", "deeplab_aux_isic2018"),
+    "unet_kd": ("unet_kd_isic2016", "unet_teacher_isic2016"),
+}
 
 
 class Batches(torch.utils.data.Dataset):
     """As many made-up batches as one run of the benchmark takes."""
 
-    def __init__(self, batch_size: int, size: int) -> None:
+    def __init__(self, batch_size: int, size: int, steps: int) -> None:
+        self.steps = steps
         y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
         mask = (x.square() + 2 * y.square() < 0.5).float()[None]
         self.batch = {
@@ -47,49 +57,56 @@ class Batches(torch.utils.data.Dataset):
         }
 
     def __len__(self) -> int:
-        return 1 + REPEATS
+        return 1 + self.steps
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.batch
 
 
 class Stopwatch(L.Callback):
-    """Notes the time after each step."""
+    """Notes the time and the memory after each step."""
 
     def __init__(self, accelerator: str) -> None:
         self.accelerator = accelerator
         self.times: list[float] = []
+        self.memory: list[float] = []
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         self.times.append(now(self.accelerator))
+        self.memory.append(memory(self.accelerator))
 
 
 def measure(case: str, batch_size: int, arguments: Namespace) -> dict[str, Any]:
     """Train for a few steps; return what `summary` does."""
+    experiment, teacher_experiment = EXPERIMENTS[case]
     config = experiment_config(
-        f"experiment={EXPERIMENTS[case]}",
+        f"experiment={experiment}",
         f"datamodule.image_size={arguments.image_size}",
         f"trainer.accelerator={arguments.accelerator}",
         f"trainer.precision={arguments.precision}",
         "trainer.enable_progress_bar=false",
         "trainer.max_epochs=1",
     )
-    config["callbacks"] = {"ema": config["callbacks"]["ema"]}
+    config["callbacks"] = {"ema": config["callbacks"].get("ema")}
     config["logger"] = None
     config["trainer"] |= {"limit_val_batches": 0, "enable_checkpointing": False}
     teacher = None
-    if case == "efkd":
-        teacher_config = experiment_config(f"experiment={EXPERIMENTS['teacher']}")
-        network = build_network(teacher_config["network"])
-        teacher = FrozenTeacher(network, teacher_config["lightning_module"]["objective"])
+    if teacher_experiment:
+        theirs = experiment_config(f"experiment={teacher_experiment}")
+        teacher = FrozenTeacher(build_module(theirs, build_network(theirs["network"])))
     module = build_module(config, build_network(config["network"]), teacher)
     trainer = build_trainer(config)
     stopwatch = Stopwatch(arguments.accelerator)
     trainer.callbacks.append(stopwatch)
-    loader = DataLoader(Batches(batch_size, arguments.image_size), batch_size=None)
-    trainer.fit(module, loader)
+    batches = Batches(batch_size, arguments.image_size, arguments.steps)
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     seconds = [b - a for a, b in pairwise(stopwatch.times)]
-    return summary(seconds, batch_size, arguments.accelerator)
+    ends = [len(seconds) * quarter // 4 for quarter in range(5)]
+    return {
+        **summary(seconds, batch_size, arguments.accelerator),
+        "quarters_median_s": [round(median(seconds[a:b] or [0.0]), 4) for a, b in pairwise(ends)],
+        "quarters_memory_gb": [round(stopwatch.memory[end], 3) for end in ends],
+    }
 
 
 if __name__ == "__main__":

@@ -77,9 +77,15 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Transform an RGB uint8 image `(H, W, 3)` and its uint8 mask `(H, W)`, if any, together.
+        """Transform an RGB uint8 image `(H, W, 3)` and its uint8 mask, if any, together.
 
         The result depends on nothing but the inputs and `seed`.
+
+        Args:
+            image: before the transforms.
+            mask: `(H, W)`, or `(H, W, C)` with further maps of the same image, which move as the
+                first does. The first comes out as it would alone.
+            seed: of all that is random.
         """
         return _apply(self._compose, image, mask, seed)
 
@@ -341,8 +347,13 @@ def _apply(
     compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
     if mask is None:
         return compose(image=image)["image"], None
-    result = compose(image=image, mask=mask)
-    return result["image"], result["mask"]
+    if mask.ndim == 2:
+        result = compose(image=image, mask=mask)
+        return result["image"], result["mask"]
+    # Each by itself: OpenCV rounds the places of nearest neighbours otherwise for two channels.
+    first, *others = np.ascontiguousarray(np.moveaxis(mask, -1, 0))
+    result = compose(image=image, mask=first, masks=others)
+    return result["image"], np.stack([result["mask"], *result["masks"]], axis=-1)
 
 
 def _construct(transform: type, arguments: Mapping[str, Any]) -> Any:

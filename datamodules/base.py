@@ -61,6 +61,7 @@ class CachedDataModule(L.LightningDataModule):
         normalization: `minmax`, `reference` or `imagenet`, see `transforms.normalise`.
         antialias: whether shrinking an image low-passes it; the references' torchvision did not.
         letterbox: keep an image's proportions in the square; otherwise it is squashed.
+        soft_masks: shrink masks as images, so that their edges are grey, where there are masks.
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
@@ -97,6 +98,7 @@ class CachedDataModule(L.LightningDataModule):
         normalization: str = "minmax",
         antialias: bool = True,
         letterbox: bool = False,
+        soft_masks: bool = False,
         limit_test: int | None = None,
         overfit: int | None = None,
     ) -> None:
@@ -133,6 +135,7 @@ class CachedDataModule(L.LightningDataModule):
         self.normalization = normalization
         self.antialias = antialias
         self.letterbox = letterbox
+        self.soft_masks = soft_masks
         self.limit_test = limit_test
         self.overfit = overfit
         self.datasets: dict[str, CachedDataset] = {}
@@ -233,7 +236,7 @@ class CachedDataModule(L.LightningDataModule):
         samples = self.find_samples()
         # Before the caching, which takes long: a split that is not possible is known now.
         parts = dict(zip([s.id for s in samples], self.divide(samples), strict=True))
-        square = (self.image_size, self.antialias, self.letterbox)
+        square = (self.image_size, self.antialias, self.letterbox, self.soft_masks)
         cache = open_cache(samples, self.cache_root, self.name, *square)
         return samples, parts, cache
 
@@ -254,7 +257,8 @@ class CachedDataModule(L.LightningDataModule):
         return {}
 
     def train_dataloader(self) -> DataLoader:
-        loader = self._loader("train", seed=self.seed, shuffle=True, pad=True)
+        order = {"seed": self.seed, "shuffle": True, "pad": True, "batch_size": self.batch_size}
+        loader = self._loader("train", **order)
         if self.trainer is not None:
             # Loader processes start to read before the Trainer has told the sampler the epoch, and
             # a run that goes on within an epoch has seen its first batches.

@@ -45,8 +45,8 @@ class SampleCache:
 
     Attributes:
         folder: holds `images.npy` uint8 `(N, S, S, 3)`, `masks.npy` uint8 `(N, S, S)` of {0, 1},
-            `sizes.npy` int64 `(N, 2)` (height, width of the originals) and `meta.json`. Masks that
-            are not known are zeros.
+            or where they are `soft` from 0 to 255, `sizes.npy` int64 `(N, 2)` (height, width of the
+            originals) and `meta.json`. Masks that are not known are zeros.
     """
 
     folder: Path
@@ -62,6 +62,15 @@ class SampleCache:
     @cached_property
     def masks(self) -> np.ndarray:
         return np.load(self.folder / "masks.npy", mmap_mode="r")
+
+    @property
+    def soft(self) -> bool:
+        """Whether the masks have grey edges."""
+        return self.meta.get("soft_masks", False)
+
+    def lesions(self, rows: Sequence[int]) -> np.ndarray:
+        """Return masks of these rows as uint8 of {0, 1}, lesion where above one half."""
+        return _lesion(self.masks[rows], self.soft)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -83,11 +92,12 @@ def open_cache(
     image_size: int,
     antialias: bool,
     letterbox: bool = False,
+    soft_masks: bool = False,
 ) -> SampleCache:
     """Return the cache of these samples at this size, built first if there is none.
 
     The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
-    size, antialias, letterbox, version), so a stale cache is never read.
+    size, antialias, letterbox, soft masks, version), so a stale cache is never read.
 
     Args:
         samples: in the order of the arrays.
@@ -95,6 +105,7 @@ def open_cache(
         name: the dataset, for the folder's name.
         image_size: side of the square arrays in pixels.
         antialias, letterbox: as in `resize_image`.
+        soft_masks: as `soft` in `resize_mask`.
 
     Raises:
         UserError: a sample cannot be loaded, or the folder is not writable.
@@ -105,6 +116,8 @@ def open_cache(
         antialias,
         letterbox,
         [[s.id, *s.fingerprint()] for s in samples],
+        # Nothing otherwise: caches from before there were soft masks keep their names.
+        *(["soft masks"] if soft_masks else []),
     ]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
@@ -119,7 +132,8 @@ def open_cache(
             try:
                 if not cache.exists():
                     with atomic_folder(folder) as temporary:
-                        _build(samples, temporary, name, image_size, antialias, letterbox)
+                        resizing = (image_size, antialias, letterbox, soft_masks)
+                        _build(samples, temporary, name, *resizing)
             finally:
                 lock.unlink(missing_ok=True)
     except OSError as error:
@@ -137,6 +151,7 @@ def _build(
     size: int,
     antialias: bool,
     letterbox: bool,
+    soft_masks: bool,
 ) -> None:
     count = len(samples)
     images = np.lib.format.open_memmap(
@@ -154,8 +169,8 @@ def _build(
         images[index] = resize_image(image, size, antialias, letterbox)
         sizes[index] = image.shape[:2]
         if mask is not None:
-            masks[index] = resize_mask(mask, size, letterbox)
-            covered[index] = masks[index].mean()
+            masks[index] = resize_mask(mask, size, letterbox, soft_masks)
+            covered[index] = _lesion(masks[index], soft_masks).mean()
 
     with ThreadPoolExecutor() as pool:
         for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
@@ -167,5 +182,10 @@ def _build(
         "count": count,
         "empty_masks": int((covered == 0).sum()),
         "full_masks": int((covered == 1).sum()),
+        **({"soft_masks": True} if soft_masks else {}),
     }
     (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _lesion(masks: np.ndarray, soft: bool) -> np.ndarray:
+    return (masks > 127).astype(np.uint8) if soft else masks

@@ -96,6 +96,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         permuted: where not shuffling, a fixed random order in place of the dataset's own.
         pad: give every process equally many by repeating a few, which training needs and
             evaluation must not have.
+        batch_size: where padding, one more is repeated if the last batch of this size would
+            otherwise be a single sample, of whose 1 x 1 maps BatchNorm can take no statistics.
         rank, world_size: this process, and how many there are.
         start: leave out that many of this process's samples in the first epoch that is iterated,
             for a run that goes on in the middle of one; the length stays that of a whole epoch.
@@ -111,12 +113,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        batch_size: int = 1,
     ) -> None:
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
         self.permuted = permuted
         self.pad = pad
+        self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.start = start
@@ -133,7 +137,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         else:
             order = np.arange(self.length)
         if self.pad:
-            order = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+            each = -(-self.length // self.world_size)
+            if self.batch_size > 1 and each % self.batch_size == 1:
+                each += 1
+            order = np.resize(order, each * self.world_size)
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

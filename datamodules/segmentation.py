@@ -22,6 +22,9 @@ class SegmentationDataset(CachedDataset):
 
     Attributes:
         native: also give each mask at its own size, as `native_mask`, uint8 `(H, W)` of {0, 1}.
+        teacher_maps: a teacher's probabilities for each sample in order, uint8 `(N, S, S)` from 0
+            to 255. Where set, they are given as `teacher_probability`, float32 `(1, S, S)` in
+            [0, 1], augmented with the image.
     """
 
     def __init__(self, *args: Any, samples: Sequence[FileSample], **settings: Any) -> None:
@@ -29,20 +32,27 @@ class SegmentationDataset(CachedDataset):
         self.samples = samples
         self.labelled = all(sample.labelled for sample in samples)
         self.native = False
+        self.teacher_maps: np.ndarray | None = None
 
     def content(self, image: np.ndarray, row: int, index: int, seed: int) -> dict[str, Tensor]:
         if not self.labelled:
             return {"image": self.normalised(image)}
-        mask = np.array(self.cache.masks[row])
+        maps = np.array(self.cache.masks[row])
+        if self.teacher_maps is not None:
+            maps = np.stack((maps, self.teacher_maps[index]), axis=-1)
         if self.augmentation is not None:
-            image, mask = self.augmentation(image, mask, seed)
-        mask = torch.from_numpy(np.ascontiguousarray(mask))[None].float()
+            image, maps = self.augmentation(image, maps, seed)
+        channels = np.ascontiguousarray(np.atleast_3d(maps).transpose(2, 0, 1))
+        mask, taught = torch.from_numpy(channels).float().tensor_split([1])
+        if self.cache.soft:
+            mask = mask / 255
         # An array and no tensor: the masks of a batch have different sizes.
         native = {"native_mask": self.samples[index].load()[1]} if self.native else {}
         return {
             "image": self.normalised(image),
             "mask": mask,
             "edge_distance": edge_distance(mask),
+            **({"teacher_probability": taught / 255} if len(taught) else {}),
             **native,
         }
 
@@ -51,9 +61,9 @@ class SegmentationDataModule(CachedDataModule):
     """Lesion segmentation data in the batch contract of the project.
 
     Batches are dicts of `image` float32 `(B, 3, S, S)`, `mask` float32 `(B, 1, S, S)` of {0, 1},
-    `edge_distance` float32 `(B, 1, S, S)` in pixels, `id` (list of str) and `size` int64
-    `(B, 2)`, height and width of the originals. A test part that is published without masks has
-    neither `mask` nor `edge_distance`: it can be predicted, not tested.
+    or with `soft_masks` in [0, 1], `edge_distance` float32 `(B, 1, S, S)` in pixels, `id` (list of
+    str) and `size` int64 `(B, 2)`, height and width of the originals. A test part that is published
+    without masks has neither `mask` nor `edge_distance`: it can be predicted, not tested.
     """
 
     dataset_class: ClassVar = SegmentationDataset

@@ -107,13 +107,31 @@ def resize_image(
     return square
 
 
-def resize_mask(mask: np.ndarray, size: int, letterbox: bool = False) -> np.ndarray:
-    """Make a mask `(H, W)` square as `resize_image` does, by nearest neighbours; skin around it."""
+def resize_mask(
+    mask: np.ndarray, size: int, letterbox: bool = False, soft: bool = False
+) -> np.ndarray:
+    """Make a mask square as `resize_image` does, with skin around it.
+
+    Args:
+        mask: uint8 `(H, W)` of {0, 1}.
+        size: side in pixels.
+        letterbox: as in `resize_image`.
+        soft: bilinear and low-passed when shrunk, as Pillow does it, with grey edges; otherwise by
+            nearest neighbours.
+
+    Returns:
+        uint8 `(size, size)` of {0, 1}, or with `soft` from 0 to 255.
+    """
     box = fitted(mask.shape, size, letterbox)
-    tensor = torch.from_numpy(mask.copy())[None]
-    nearest = F.InterpolationMode.NEAREST
+    if soft:
+        grey = Image.fromarray(mask * np.uint8(255))
+        inside = np.asarray(grey.resize((box.width, box.height), Image.Resampling.BILINEAR))
+    else:
+        tensor = torch.from_numpy(mask.copy())[None]
+        nearest = F.InterpolationMode.NEAREST
+        inside = F.resize(tensor, [box.height, box.width], nearest)[0].numpy()
     square = np.zeros((size, size), dtype=mask.dtype)
-    square[box.rows, box.columns] = F.resize(tensor, [box.height, box.width], nearest)[0].numpy()
+    square[box.rows, box.columns] = inside
     return square
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +14,7 @@ from lightning_modules.losses import (
     l1_loss,
     l2_loss,
 )
-from lightning_modules.metrics import (
-    LossMeans,
-    OverlapMetrics,
-    SegmentationScores,
-    overlap_counts,
-)
-from lightning_modules.optimizers import build_optimizer
+from lightning_modules.masks import MaskModule
 from lightning_modules.processes import (
     NoiseSchedule,
     SampleNoise,
@@ -36,7 +29,7 @@ from lightning_modules.processes.samplers import Sampler
 __all__ = ["DiffusionSegmentation"]
 
 
-class DiffusionSegmentation(L.LightningModule):
+class DiffusionSegmentation(MaskModule):
     """Learns to denoise lesion masks given the photograph, and samples masks from noise.
 
     Batches follow the project's contract; masks of {0, 1} become signals of {-1, 1} here and
@@ -67,7 +60,7 @@ class DiffusionSegmentation(L.LightningModule):
         "huber": huber_loss,
         "boundary": boundary_loss,
     }
-    # What the loss terms call the network's output, and everything that they may ask for.
+    # What the loss terms call the network's output.
     output_names: ClassVar[tuple[str, ...]] = ("prediction",)
     loss_inputs: ClassVar[tuple[str, ...]] = (
         *output_names,
@@ -77,6 +70,7 @@ class DiffusionSegmentation(L.LightningModule):
         "t",
         "num_timesteps",
         "time_weight",
+        "x0",
     )
 
     def __init__(
@@ -93,7 +87,7 @@ class DiffusionSegmentation(L.LightningModule):
         seed: int = 0,
         metrics: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, losses, optimizer, metrics)
         if not 0 <= t_min < schedule.num_timesteps:
             raise UserError(
                 f"lightning_module.t_min={t_min} must lie in [0, {schedule.num_timesteps})."
@@ -118,27 +112,13 @@ class DiffusionSegmentation(L.LightningModule):
             raise UserError(
                 f"lightning_module.min_snr_gamma={min_snr_gamma} must be above 0, or null."
             )
-        self.network = network
         self.schedule = schedule
         self.sampler = sampler
-        self.losses = WeightedSum(losses, self.loss_functions, self.loss_inputs)
-        # A teacher need not be there any more when a student is tested.
-        others = [
-            name for name in self.loss_inputs if name not in DiffusionSegmentation.loss_inputs
-        ]
-        self.test_terms = self.losses.without(*others)
-        self.optimizer_settings = dict(optimizer)
         self.validation = dict(validation)
         self.objective = objective
         self.t_min = t_min
         self.min_snr_gamma = min_snr_gamma
         self.seed = seed
-        self.val_overlap = OverlapMetrics()
-        self.test_scores = SegmentationScores(**(metrics or {}))
-        self.val_losses = LossMeans(["loss", *self.losses.weights])
-        self.test_losses = LossMeans(
-            ["loss", *(self.test_terms.weights if self.test_terms else ())]
-        )
         self._val_images_seen = 0
 
     @property
@@ -155,9 +135,6 @@ class DiffusionSegmentation(L.LightningModule):
         steps, members = self.sampler.num_steps, self.validation["ensemble"]
         loss_calls = num_test if self.test_terms else 0
         return num_val + sampled * steps * members, num_test * self.calls_per_mask + loss_calls
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network.parameters(), self.optimizer_settings)
 
     def diffusion_losses(
         self, batch: Mapping[str, Any], t: Tensor, noise: Tensor, losses: WeightedSum | None = None
@@ -187,6 +164,8 @@ class DiffusionSegmentation(L.LightningModule):
             "time_weight": self._time_weight(t),
             **extra,
         }
+        if losses.needs("x0"):
+            inputs["x0"] = predict_x0(self.schedule, self.objective, output, x_t, t)
         with torch.autocast(self.device.type, enabled=False):
             return losses(**inputs)
 
@@ -236,9 +215,7 @@ class DiffusionSegmentation(L.LightningModule):
         )
         noise = torch.randn(mask.shape, generator=generator, device=self.device)
         loss, terms = self.diffusion_losses(batch, t, noise)
-        size = len(mask)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log_dict({f"train/loss/{k}": v for k, v in terms.items()}, batch_size=size)
+        self.log_training(loss, terms, len(mask))
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -252,14 +229,8 @@ class DiffusionSegmentation(L.LightningModule):
             return {}
         part = {key: value[:sampled] for key, value in batch.items()}
         result = self.predict(part, ensemble=self.validation["ensemble"])
-        self.val_overlap.update(overlap_counts(result["probability"] > 0.5, part["mask"]))
+        self.score_validation(result, part)
         return result
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_losses("val", self.val_losses)
-        scores = self.val_overlap.compute()
-        self.val_overlap.reset()
-        self.log_dict({f"val/{k}": scores[k] for k in ("dice", "iou")}, prog_bar=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         if self.test_terms is not None:
@@ -267,14 +238,6 @@ class DiffusionSegmentation(L.LightningModule):
             self.test_losses.update(losses, len(batch["id"]))
         result = self.predict(batch)
         return {**result, "per_image": self.test_scores.update(result, batch)}
-
-    def on_test_epoch_end(self) -> None:
-        if self.test_terms is not None:
-            self._log_losses("test", self.test_losses)
-        self.log_dict({f"test/{k}": v for k, v in self.test_scores.compute().items()})
-
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        return self.predict(batch)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any], ensemble: int | None = None) -> dict[str, Tensor]:
@@ -342,12 +305,6 @@ class DiffusionSegmentation(L.LightningModule):
 
         samples = self.sampler.sample(denoise, self.schedule, draw).float()
         return list(samples.unflatten(0, (len(streams), -1)).unbind())
-
-    def _log_losses(self, part: str, means: LossMeans) -> None:
-        total, *terms = means.compute().items()
-        means.reset()
-        self.log(f"{part}/loss", total[1])
-        self.log_dict({f"{part}/loss/{name}": value for name, value in terms})
 
     def _grid_times(self, ids: list[str]) -> Tensor:
         """Return one time of the fixed validation grid for each sample, chosen by its id."""

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import markdown_table
-from tasks.build import build_module, build_network, describe_network
+from tasks.build import (
+    build_module,
+    build_network,
+    call_inputs,
+    denoises,
+    describe_network,
+    needs_schedule,
+)
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import checkpoint_config
 from tasks.inference import accelerate
@@ -32,6 +39,12 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 PRESETS = Path(__file__).resolve().parent.parent / "conf" / "network"
+# The method of a network without checkpoint that denoises nothing.
+ONE_PASS = {
+    "name": "Segmentation",
+    "losses": {"bce": {"weight": 1}},
+    "optimizer": {"name": "Adam", "lr": 1e-3},
+}
 MASK_REPEATS = 3
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 COLUMNS = {
@@ -120,7 +133,7 @@ def _device(accelerator: str) -> torch.device:
 
 
 def _preset_names() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
 
 
 def _preset(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +161,8 @@ def _subject(
     else:
         network = build_network(config["network"])
         name = config["network"]["name"]
+        if not denoises(network) and needs_schedule(config):
+            config = {**config, "lightning_module": ONE_PASS, "sampler": {}}
     precision = "32-true" if plain else str(config["trainer"]["precision"])
     kind, _, how = precision.partition("-")
     if kind not in PRECISIONS or how not in ("true", "mixed"):
@@ -216,15 +231,14 @@ def build_on_meta(network_config: Mapping[str, Any]) -> nn.Module:
 
 def _call(subject: Subject, batch_size: int, device: torch.device) -> Callable[[], Tensor]:
     size = subject.config["datamodule"]["image_size"]
-    x = torch.randn(batch_size, 1, size, size, device=device, dtype=subject.dtype)
     image = torch.rand(batch_size, 3, size, size, device=device, dtype=subject.dtype)
     if subject.config["inference"]["channels_last"] and subject.name != "plain float32":
         image = image.contiguous(memory_format=torch.channels_last)
-    times = torch.full((batch_size,), subject.module.schedule.num_timesteps - 1, device=device)
+    inputs = call_inputs(build_on_meta(subject.config["network"]), image)
 
     def call() -> Tensor:
         with torch.inference_mode(), subject.casting(device):
-            return subject.module.network(x, image, times)
+            return subject.module.network(*inputs)
 
     return call
 
@@ -388,10 +402,5 @@ def plain_giga_macs(network_config: Mapping[str, Any], image_size: int) -> float
     for layer in network.modules():
         if type(layer) is nn.Conv2d or isinstance(layer, nn.Linear):
             layer.register_forward_hook(count)
-    with torch.device("meta"):
-        network(
-            torch.empty(1, 1, image_size, image_size),
-            torch.empty(1, 3, image_size, image_size),
-            torch.zeros(1, dtype=torch.int64),
-        )
+    network(*call_inputs(network, torch.empty(1, 3, image_size, image_size, device="meta")))
     return total / 1e9

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import datamodules
@@ -23,18 +23,46 @@ __all__ = [
     "build_datamodule",
     "build_module",
     "build_network",
+    "call_inputs",
+    "check_batch",
+    "denoises",
     "describe_network",
     "giga_macs",
+    "needs_schedule",
     "takes_teacher",
 ]
 
 Config = Mapping[str, Any]
 
 
-def build_network(config: Config) -> nn.Module:
-    """Build a network from `{name, kwargs}`; the name is looked up in `networks.__all__`."""
+def build_network(config: Config, pretrained: bool = False) -> nn.Module:
+    """Build a network from `{name, kwargs}`; the name is looked up in `networks.__all__`.
+
+    Args:
+        config: the group `network`.
+        pretrained: start from the weights that `network.weights` names, which are downloaded unless
+            the machine has them; otherwise from random ones.
+
+    Raises:
+        UserError: an unknown name or argument, or weights that cannot be had.
+    """
     cls = look_up(networks, config.get("name"), "network.name")
-    return _construct(cls, config.get("kwargs") or {}, "network.kwargs")
+    kwargs, weights = dict(config.get("kwargs") or {}), config.get("weights")
+    if not pretrained or weights is None:
+        return _construct(cls, kwargs, "network.kwargs")
+    if not _parameter(cls, "weights"):
+        raise UserError(
+            f"network.weights={weights} does not exist for {cls.__name__}, which starts from "
+            "random weights; leave it out or set network.weights=null."
+        )
+    try:
+        return _construct(cls, kwargs | {"weights": weights}, "network.kwargs")
+    except OSError as error:
+        raise UserError(
+            f"network.weights={weights} of {cls.__name__} could not be downloaded "
+            f"({type(error).__name__}); connect this machine to the internet once, or start from "
+            "random weights with network.weights=null."
+        ) from error
 
 
 def build_datamodule(config: Config) -> L.LightningDataModule:
@@ -55,7 +83,19 @@ def build_module(
     module = config["lightning_module"]
     cls = look_up(lightning_modules, module["name"], "lightning_module.name")
     arguments = {k: v for k, v in module.items() if k != "name"}
-    if _parameter(cls, "schedule"):
+    diffusion = needs_schedule(config)
+    if diffusion != denoises(network):
+        kind, other = (
+            ("a denoising network", "diffusion")
+            if denoises(network)
+            else ("a network that takes an image alone", "segmentation")
+        )
+        raise UserError(
+            f"network.name={config['network']['name']} is {kind}, which "
+            f"lightning_module.name={module['name']} cannot train; choose another network or "
+            f"lightning_module={other}."
+        )
+    if diffusion:
         arguments["schedule"] = build_schedule(config["schedule"])
         arguments["sampler"] = build_sampler(config["sampler"])
     if takes_teacher(config):
@@ -76,10 +116,14 @@ def build_sampler(config: Config) -> Sampler:
     return _construct_named(processes, config, "sampler")
 
 
+def needs_schedule(config: Config) -> bool:
+    """Tell whether the config's LightningModule is one of diffusion, with schedule and sampler."""
+    return _module_takes(config, "schedule")
+
+
 def takes_teacher(config: Config) -> bool:
     """Tell whether the config's LightningModule is a distillation."""
-    name = config["lightning_module"]["name"]
-    return _parameter(look_up(lightning_modules, name, "lightning_module.name"), "teacher")
+    return _module_takes(config, "teacher")
 
 
 def describe_network(network: nn.Module, config: Config) -> dict[str, Any]:
@@ -98,13 +142,52 @@ def giga_macs(network_config: Config, image_size: int) -> float:
     refuses is an error here, before any training.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_network(network_config)
-        network(
-            torch.empty(1, 1, image_size, image_size),
-            torch.empty(1, 3, image_size, image_size),
-            torch.zeros(1, dtype=torch.int64),
-        )
+        network = build_network(network_config).eval()
+        network(*call_inputs(network, torch.empty(1, 3, image_size, image_size)))
     return counter.get_total_flops() / 2 / 1e9
+
+
+def call_inputs(network: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network is called with for images `(B, 3, H, W)`.
+
+    A denoising network also gets noise and times of 0.
+    """
+    if not denoises(network):
+        return (image,)
+    times = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+    return torch.randn_like(image[:, :1]), image, times
+
+
+def check_batch(config: Config) -> None:
+    """Refuse a batch too small for a network to learn from, before any data is read.
+
+    BatchNorm over a map of one pixel needs two images.
+
+    Raises:
+        UserError: `datamodule.batch_size` is too small.
+    """
+    data = config["datamodule"]
+    with torch.device("meta"):
+        network = build_network(config["network"]).train()
+        image = torch.empty(data["batch_size"], 3, *[data["image_size"]] * 2)
+        try:
+            network(*call_inputs(network, image))
+        except ValueError as error:
+            raise UserError(
+                f"datamodule.batch_size={data['batch_size']} is too small for "
+                f"network.name={config['network']['name']}, whose BatchNorm takes its statistics "
+                "over the batch; give at least 2."
+            ) from error
+
+
+def denoises(network: nn.Module) -> bool:
+    """Tell whether a network is called with noisy mask, image and times, not an image alone."""
+    return len(inspect.signature(network.forward).parameters) >= 3
+
+
+def _module_takes(config: Config, name: str) -> bool:
+    cls = look_up(lightning_modules, config["lightning_module"]["name"], "lightning_module.name")
+    return _parameter(cls, name)
 
 
 def _construct_named(package: Any, config: Config, key: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
 from common.files import atomic_path
@@ -14,8 +14,8 @@ from tasks.build import build_network
 __all__ = [
     "AtomicCheckpointIO",
     "load_checkpoint",
+    "load_weights",
     "network_from_checkpoint",
-    "network_weights",
 ]
 
 WEIGHTS = {"ema": "state_dict", "online": "current_model_state"}
@@ -78,40 +78,55 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
     return checkpoint
 
 
-def network_weights(checkpoint: dict[str, Any], weights: str, key: str) -> dict[str, Tensor]:
-    """Return the network's tensors from a checkpoint.
-
-    Args:
-        checkpoint: as loaded.
-        weights: `ema` for the averaged ones, `online` for those that the optimizer had.
-        key: the config key that chose, for the message.
-
-    Raises:
-        UserError: an unknown choice, or a checkpoint without online weights.
-    """
-    if weights not in WEIGHTS:
-        raise UserError(f"{key}={weights} does not exist; choose ema or online.")
-    if WEIGHTS[weights] not in checkpoint:
-        raise UserError(f"{key}={weights} is not in this checkpoint; choose ema.")
-    prefix = "network."
-    state = checkpoint[WEIGHTS[weights]]
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
 def network_from_checkpoint(
     checkpoint: dict[str, Any], path: str | Path, weights: str, key: str
 ) -> nn.Module:
     """Build a checkpoint's network and load its weights, strictly.
 
+    Args:
+        checkpoint, path, weights, key: as in `load_weights`.
+
     Raises:
-        UserError: the weights do not fit the architecture that the checkpoint names.
+        UserError: as `load_weights`.
     """
     network = build_network(checkpoint["config"]["network"])
+    load_weights(network, checkpoint, path, weights, key, prefix="network.")
+    return network
+
+
+def load_weights(
+    module: nn.Module,
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    weights: str,
+    key: str,
+    prefix: str = "",
+) -> None:
+    """Load a checkpoint's weights into a LightningModule, or into a part of it, strictly.
+
+    Args:
+        module: as the checkpoint's config builds it.
+        checkpoint: as loaded.
+        path: where it came from, for messages.
+        weights: `ema` for the averaged ones, `online` for those that the optimizer had.
+        key: the config group that chose, for messages.
+        prefix: of the part's tensors.
+
+    Raises:
+        UserError: an unknown choice, a checkpoint without online weights, or weights that do not
+            fit the architecture that the checkpoint names.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(f"{key}.weights={weights} does not exist; choose ema or online.")
+    if WEIGHTS[weights] not in checkpoint:
+        raise UserError(f"{key}.weights={weights} is not in this checkpoint; choose ema.")
+    state = checkpoint[WEIGHTS[weights]]
     try:
-        network.load_state_dict(network_weights(checkpoint, weights, f"{key}.weights"))
+        module.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
     except RuntimeError as error:
         raise UserError(
             f"The weights in {path} do not fit the network that it names "
             f"({checkpoint['config']['network']['name']}); the file is damaged."
         ) from error
-    return network

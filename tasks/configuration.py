@@ -44,7 +44,8 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
         trained: the `config` of the checkpoint.
 
     Raises:
-        UserError: a single value on the command line contradicts what the checkpoint decides.
+        UserError: a single value on the command line contradicts what the checkpoint decides, or
+            a sampler is given for one that has none.
     """
     overrides = HydraConfig.get().overrides.task
     given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
@@ -55,6 +56,13 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
                 raise UserError(
                     f"{key}={ours} cannot change a trained checkpoint, which has {theirs}; "
                     "leave it out."
+                )
+    if not trained["sampler"]:
+        for key in given:
+            if key.split(".")[0] == "sampler":
+                raise UserError(
+                    f"{key} is given, and the checkpoint needs one pass and no sampler; leave it "
+                    "out."
                 )
     merged = copy.deepcopy(config | {group: trained[group] for group in _FIXED})
     for group in _SUGGESTED:
@@ -71,7 +79,8 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
     if "seed" in given:
-        merged["lightning_module"]["seed"] = config["seed"]
+        if "seed" in merged["lightning_module"]:
+            merged["lightning_module"]["seed"] = config["seed"]
     else:
         merged["seed"] = trained["seed"]
     return merged

@@ -38,6 +38,34 @@ Config = Mapping[str, Any]
 
 
 class Portable(nn.Module):
+    """A trained module as a function of an image.
+
+    Args:
+        module: anything with `network` and `predict`.
+        normalization: of its training.
+    """
+
+    draws = 0
+
+    def __init__(self, module: Any, normalization: str) -> None:
+        super().__init__()
+        # A list hides the LightningModule, of which only the network is needed.
+        self._module = [module]
+        self.network = module.network
+        self.normalization = normalization
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probability and uncertainty, both `(B, 1, S, S)`.
+
+        Args:
+            image: RGB `(B, 3, S, S)`, float32 from 0 to 255.
+        """
+        (module,) = self._module
+        result = module.predict({"image": _normalised(image, self.normalization), "id": []})
+        return _with_uncertainty(result)
+
+
+class PortableDiffusion(Portable):
     """A trained diffusion module as a function of an image and noise.
 
     Args:
@@ -46,12 +74,8 @@ class Portable(nn.Module):
     """
 
     def __init__(self, module: Any, normalization: str) -> None:
-        super().__init__()
-        # A list hides the LightningModule, of which only the network and the schedule are needed.
-        self._module = [module]
-        self.network = module.network
+        super().__init__(module, normalization)
         self.schedule = module.schedule
-        self.normalization = normalization
         self.draws = count_draws(module)
 
     def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,9 +92,14 @@ class Portable(nn.Module):
             iter(noise[:, member * each : (member + 1) * each].unbind(1)).__next__
             for member in range(members)
         ]
-        result = module.predict_from(_normalised(image, self.normalization), streams)
-        chance = result["probability"]
-        return chance, result.get("uncertainty", (chance * (1 - chance)).sqrt())
+        return _with_uncertainty(
+            module.predict_from(_normalised(image, self.normalization), streams)
+        )
+
+
+def _with_uncertainty(result: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    chance = result["probability"]
+    return chance, result.get("uncertainty", (chance * (1 - chance)).sqrt())
 
 
 def count_draws(module: Any) -> int:
@@ -115,23 +144,25 @@ def run(config: dict[str, Any]) -> None:
         )
     checkpoint = load_checkpoint(config["checkpoint"])
     config = checkpoint_config(config, checkpoint["config"])
-    steps = config["sampler"]["num_steps"]
-    if steps > MOST_STEPS:
-        raise UserError(
-            f"sampler.num_steps={steps} would be unrolled into a huge file; export at most "
-            f"{MOST_STEPS}, such as sampler=dpm_solver sampler.num_steps=10."
-        )
+    sampler, portable_class = config["sampler"], Portable
+    if sampler:
+        portable_class = PortableDiffusion
+        if sampler["num_steps"] > MOST_STEPS:
+            raise UserError(
+                f"sampler.num_steps={sampler['num_steps']} would be unrolled into a huge file; "
+                f"export at most {MOST_STEPS}, such as sampler=dpm_solver sampler.num_steps=10."
+            )
+        # Of members that go through the network together only one is unrolled.
+        sampler["members_at_once"] = sampler["ensemble"]
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
     test_set = _test_set(config) if config["smaller"] else None
-    # Of members that go through the network together only one is unrolled.
-    config["sampler"]["members_at_once"] = config["sampler"]["ensemble"]
     module = build_module(config, network, teacher=None)
     accelerate(module, {**config["inference"], "compile": False})
-    portable = Portable(module, config["datamodule"]["normalization"]).eval()
+    portable = portable_class(module, config["datamodule"]["normalization"]).eval()
     output = Path(config["output"])
     metadata = _metadata(config, network, portable.draws)
     write_verified(portable, metadata, output, config["tolerance"])
-    _say(output, f"draws of noise a mask: {portable.draws}")
+    _say(output, f"draws of noise a mask: {portable.draws}" if sampler else "one pass, no noise")
     if test_set is not None:
         small = output.with_suffix(f".{config['smaller']}{output.suffix}")
         with atomic_path(small) as path:
@@ -153,7 +184,7 @@ def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
         "antialias": bool(data["antialias"]),
         "normalization": data["normalization"],
         "draws": draws,
-        "seed": config["lightning_module"]["seed"],
+        "seed": config["lightning_module"].get("seed", config["seed"]),
         "sampler": config["sampler"],
         "network": describe_network(network, config),
     }
@@ -165,7 +196,7 @@ def write_verified(
     """Write a module as ONNX and as `.pt2` if both compute what it does.
 
     Args:
-        portable: maps `image` and `noise`, as `Portable` does, to two outputs.
+        portable: maps `image`, and `noise` where it draws any, to two outputs.
         metadata: goes into the ONNX file; with `image_size` and `draws`.
         output: the ONNX file.
         tolerance: largest difference of an output.
@@ -175,17 +206,19 @@ def write_verified(
     """
     size, draws = metadata["image_size"], metadata["draws"]
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
-    noise = torch.randn(2, draws, 1, size, size, generator=generator)
+    inputs = {"image": torch.randint(0, 256, (2, 3, size, size), generator=generator).float()}
+    if draws:
+        inputs["noise"] = torch.randn(2, draws, 1, size, size, generator=generator)
+    arguments = tuple(inputs.values())
     batch = torch.export.Dim("batch", min=1, max=1024)
     with torch.no_grad():
-        expected = portable(image, noise)
+        expected = portable(*arguments)
         program = torch.export.export(
-            portable, (image, noise), dynamic_shapes=({0: batch}, {0: batch})
+            portable, arguments, dynamic_shapes=tuple({0: batch} for _ in arguments)
         )
     exported = torch.onnx.export(
         program,
-        input_names=["image", "noise"],
+        input_names=list(inputs),
         output_names=["probability", "uncertainty"],
         opset_version=OPSET,
         dynamo=True,
@@ -207,7 +240,7 @@ def write_verified(
             torch.export.save(program, file)
         onnx.save(model, path)
         for kind, call in (("ONNX", _session(path)), ("torch.export", _program(saved))):
-            difference = _difference(call, image, noise, expected)
+            difference = _difference(call, arguments, expected)
             console.print(f"largest difference of {kind} to PyTorch: {difference:.2e}")
             if not difference <= tolerance:
                 raise UserError(
@@ -216,15 +249,16 @@ def write_verified(
                 )
 
 
-Call = Callable[[Tensor, Tensor], Sequence[Tensor]]
+Call = Callable[..., Sequence[Tensor]]
 
 
 def _session(path: Path) -> Call:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def call(image: Tensor, noise: Tensor) -> list[Tensor]:
-        outputs = session.run(None, {"image": image.numpy(), "noise": noise.numpy()})
-        return [torch.from_numpy(values) for values in outputs]
+    def call(*arguments: Tensor) -> list[Tensor]:
+        names = (value.name for value in session.get_inputs())
+        inputs = {name: a.numpy() for name, a in zip(names, arguments, strict=True)}
+        return [torch.from_numpy(values) for values in session.run(None, inputs)]
 
     return call
 
@@ -235,10 +269,10 @@ def _program(path: Path) -> Call:
 
 
 @torch.no_grad()
-def _difference(call: Call, image: Tensor, noise: Tensor, expected: Sequence[Tensor]) -> float:
+def _difference(call: Call, arguments: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     apart = 0.0
-    for count in (len(image), 1):
-        outputs = call(image[:count], noise[:count])
+    for count in (len(arguments[0]), 1):
+        outputs = call(*(values[:count] for values in arguments))
         for got, wanted in zip(outputs, expected, strict=True):
             apart = max(apart, float((got - wanted[:count]).abs().max()))
     return apart

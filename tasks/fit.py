@@ -9,10 +9,19 @@ from common.errors import UserError
 from common.files import remove_leftovers
 from common.runs import read_results
 from lightning_modules.callbacks.last_checkpoint import interrupting
-from tasks.build import build_datamodule, build_module, build_network, giga_macs, takes_teacher
+from tasks.build import (
+    build_datamodule,
+    build_module,
+    build_network,
+    check_batch,
+    giga_macs,
+    needs_schedule,
+    takes_teacher,
+)
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, last_checkpoint, resumed_config
 from tasks.screen import print_results, print_start
+from tasks.teacher_maps import attach_teacher
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
 from tasks.training import build_trainer, log_config, name_wandb_run
@@ -34,14 +43,17 @@ def run(config: dict[str, Any]) -> None:
         config = resumed_config(config)
     folder = Path(config["paths"]["run"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
+    if not needs_schedule(config):
+        config["schedule"], config["sampler"] = {}, {}
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
+    check_batch(config)
     datamodule = build_datamodule(config["datamodule"])
     teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
     if description:
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
-    network = build_network(config["network"])
+    network = build_network(config["network"], pretrained=not resuming)
     module = build_module(config, network, teacher)
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     name_wandb_run(config)
@@ -51,6 +63,8 @@ def run(config: dict[str, Any]) -> None:
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
+    if description and config["teacher"].get("cached"):
+        attach_teacher(module, teacher, datamodule, config, trainer.strategy.root_device)
     if resuming:
         check_same_data(folder, datamodule.split_sha)
         if trainer.is_global_zero:

@@ -61,12 +61,14 @@ class OnnxModule(L.LightningModule):
             batch: with `image`, RGB from 0 to 255, and `id`.
         """
         image = batch["image"]
-        members = self.metadata["sampler"]["ensemble"]
-        each = self.metadata["draws"] // members
-        shape = (1, *image.shape[-2:])
-        streams = [SampleNoise(self.seed, batch["id"], m, shape) for m in range(members)]
-        noise = torch.stack([stream() for stream in streams for _ in range(each)], dim=1)
-        inputs = {"image": image.cpu().float().numpy(), "noise": noise.numpy()}
+        inputs = {"image": image.cpu().float().numpy()}
+        members = self.metadata["sampler"].get("ensemble", 1)
+        if self.metadata["draws"]:
+            each = self.metadata["draws"] // members
+            shape = (1, *image.shape[-2:])
+            streams = [SampleNoise(self.seed, batch["id"], m, shape) for m in range(members)]
+            noise = torch.stack([stream() for stream in streams for _ in range(each)], dim=1)
+            inputs["noise"] = noise.numpy()
         chance, unsure = (torch.from_numpy(v) for v in self.session.run(None, inputs))
         result = {"probability": chance}
         return result | {"uncertainty": unsure} if members > 1 else result

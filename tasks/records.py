@@ -61,7 +61,7 @@ class RunRecord:
                 **counts,
             },
             "objective": config["lightning_module"].get("objective"),
-            "sampler": config["sampler"],
+            "sampler": config["sampler"] or None,
             "calls_per_mask": module.calls_per_mask,
             "seconds": None,
             "val": None,

@@ -48,7 +48,8 @@ def _print_config(config: Mapping[str, Any]) -> None:
     """Print the groups of a config as a tree."""
     tree = Tree("config")
     for group in _SHOWN:
-        _grow(tree, group, config[group])
+        if config[group] != {}:
+            _grow(tree, group, config[group])
     console.print(tree)
 
 
@@ -99,10 +100,11 @@ def _count(module: nn.Module) -> int:
 
 def _print_teacher(description: Mapping[str, Any]) -> None:
     """Print which teacher was chosen."""
-    dice = description["dice"]
+    dice, objective = description["dice"], description["objective"]
     console.print(
         f"Teacher: {description['network']['name']} from {description['checkpoint']}, "
-        f"objective {description['objective']}, {description['weights']} weights, "
+        + (f"objective {objective}, " if objective else "")
+        + f"{description['weights']} weights, "
         f"test Dice {'unknown' if dice is None else f'{dice:.4f}'}"
     )
 

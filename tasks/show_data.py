@@ -59,5 +59,5 @@ def _picture(item: dict[str, Any]) -> np.ndarray:
     photo = enlarge(stretch(item["image"].numpy()), SMALLEST_SIDE)
     if "mask" not in item:
         return photo
-    mask = enlarge(item["mask"][0].numpy().astype(np.uint8), SMALLEST_SIDE)
+    mask = enlarge((item["mask"][0] > 0.5).numpy().astype(np.uint8), SMALLEST_SIDE)
     return draw_contour(photo, mask, TRUTH_COLOUR)

@@ -6,8 +6,8 @@ from typing import Any
 from common.errors import UserError
 from common.runs import find_runs, read_results
 from lightning_modules.teacher import FrozenTeacher
-from tasks.build import describe_network
-from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.build import build_module, build_network, describe_network, needs_schedule
+from tasks.checkpoints import load_checkpoint, load_weights
 from tasks.configuration import get_value
 
 __all__ = ["find_teacher", "load_teacher"]
@@ -56,15 +56,18 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         parameters, GMAC), `calls_per_mask` and `dice`, the last two as its own run tested it.
 
     Raises:
-        UserError: there is none, it is broken or no diffusion network, or it was trained with
-            another noise schedule, image size or normalisation than the student will be, or on
-            another split of the same dataset.
+        UserError: there is none, it is broken, it was trained with another image size or
+            normalisation than the student will be, on another split of the same dataset or, where
+            both denoise, with another noise schedule; or `teacher.sampler` is not for it.
     """
     path = find_teacher(config)
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
-    images = [f"datamodule.{name}" for name in ("image_size", "normalization", "letterbox")]
-    for key in ("schedule", *images):
+    denoises = needs_schedule(trained)
+    keys = [f"datamodule.{name}" for name in ("image_size", "normalization", "letterbox")]
+    if denoises and needs_schedule(config):
+        keys.insert(0, "schedule")
+    for key in keys:
         theirs, ours = get_value(trained, key), get_value(config, key)
         # A switch that is off need not be in an older checkpoint.
         if (theirs or None) != (ours or None):
@@ -73,20 +76,28 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
                 "make them equal or choose another teacher."
             )
     _check_split(path, trained["datamodule"], config["datamodule"])
-    network = network_from_checkpoint(checkpoint, path, config["teacher"]["weights"], "teacher")
-    objective = trained["lightning_module"].get("objective")
-    if objective is None:
-        raise UserError(f"The teacher {path} is no diffusion network; choose one that is.")
+    sampler = config["teacher"].get("sampler")
+    if sampler and not denoises:
+        raise UserError(
+            f"teacher.sampler is given, and the teacher {path} predicts in one pass; leave it out."
+        )
+    if sampler:
+        # A sampler that is named is whole; otherwise its own is changed.
+        own = {} if "name" in sampler else trained["sampler"]
+        trained = {**trained, "sampler": {**own, **sampler}}
+    network = build_network(trained["network"])
+    module = build_module(trained, network)
+    load_weights(module, checkpoint, path, config["teacher"]["weights"], "teacher")
     results = read_results(path.parent.parent) or {}
     description = {
         "checkpoint": str(path),
         "weights": config["teacher"]["weights"],
-        "objective": objective,
+        "objective": trained["lightning_module"].get("objective"),
         "network": describe_network(network, trained),
         "calls_per_mask": results.get("calls_per_mask"),
         "dice": (results.get("test") or {}).get("test/dice"),
     }
-    return FrozenTeacher(network, objective), description
+    return FrozenTeacher(module), description
 
 
 def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import lightning as L
 from common.errors import UserError
 from tasks.baselines import trivial_baselines
 from tasks.build import build_datamodule, build_module
-from tasks.checkpoints import load_checkpoint, network_from_checkpoint, network_weights
+from tasks.checkpoints import load_checkpoint, load_weights, network_from_checkpoint
 from tasks.configuration import checkpoint_config
 from tasks.inference import accelerate
 from tasks.records import RunRecord
@@ -72,8 +72,7 @@ def evaluate(
     resolution = config["metrics"]["resolution"]
     if resolution == "native":
         datamodule.test_at_native_size()
-    weights = network_weights(load_checkpoint(checkpoint), "ema", "checkpoint.weights")
-    module.network.load_state_dict(weights)
+    load_weights(module, load_checkpoint(checkpoint), checkpoint, "ema", "checkpoint")
     accelerate(module, config["inference"])
     started = time.monotonic()
     (metrics,) = trainer.test(module, datamodule=datamodule, verbose=False)
@@ -88,7 +87,7 @@ def evaluate(
             if f"test/{name}" in metrics
         }
         train = datamodule.datasets["train"]
-        masks = train.cache.masks[train.indices]
+        masks = train.cache.lesions(train.indices)
         baselines = trivial_baselines(masks, datamodule.datasets["test"])
     return {
         "test": metrics,

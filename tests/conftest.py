@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,59 @@ def golden() -> Callable[[str], dict[str, torch.Tensor]]:
 def golden_json() -> Callable[[str], dict[str, Any]]:
     """Reads a golden `.json`."""
     return lambda name: json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@dataclass
+class GoldenCase:
+    """One case of a golden file; the inputs that have gradients there require them."""
+
+    name: str
+    params: dict[str, Any]
+    tolerance: dict[str, float]
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def heads(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return the inputs whose names have a prefix, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.inputs.items() if k.startswith(prefix)}
+
+    def near(self, kind: str) -> dict[str, float]:
+        """Return the tolerance of a `loss` or a `grad`."""
+        return {key: self.tolerance[f"{kind}_{key}"] for key in ("rtol", "atol")}
+
+    def check(self, loss: torch.Tensor) -> None:
+        """Compare a loss and its gradients with the stored ones."""
+        torch.testing.assert_close(loss.detach(), self.outputs["loss"], **self.near("loss"))
+        assert self.gradients
+        loss.backward()
+        for name, expected in self.gradients.items():
+            torch.testing.assert_close(self.inputs[name].grad, expected, **self.near("grad"))
+
+
+@pytest.fixture(scope="session")
+def golden_cases() -> Callable[[str, str], list[GoldenCase]]:
+    """Reads the cases of a golden `.npz` of a system and its `.json`."""
+
+    def read(system: str, item: str) -> list[GoldenCase]:
+        stem = GOLDEN.parent / system / item
+        described = json.loads(stem.with_suffix(".json").read_text())
+        cases = {
+            spec["case"]: GoldenCase(spec["case"], spec["params"], described["tolerance"])
+            for spec in described["cases"]
+        }
+        with np.load(stem.with_suffix(".npz")) as arrays:
+            for key in arrays:
+                name, kind, value = key.split("/")
+                case = cases[name]
+                places = {"in": case.inputs, "out": case.outputs, "grad": case.gradients}
+                places[kind][value] = torch.from_numpy(arrays[key])
+        for case in cases.values():
+            for name in case.gradients:
+                case.inputs[name].requires_grad_()
+        return list(cases.values())
+
+    return read
 
 
 @pytest.fixture(scope="session")

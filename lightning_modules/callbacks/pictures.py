@@ -89,7 +89,7 @@ class Pictures(L.Callback):
                     "id": batch["id"][index],
                     "dice": dice,
                     "image": image.permute(2, 0, 1),
-                    "mask": batch["mask"][index].to(torch.uint8).cpu(),
+                    "mask": (batch["mask"][index] > 0.5).to(torch.uint8).cpu(),
                     "probability": (outputs["probability"][index] * 255).to(torch.uint8).cpu(),
                 }
             )

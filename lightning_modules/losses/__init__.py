@@ -1,16 +1,32 @@
 """Losses as pure functions, tensors in and a scalar out, and their weighted sum."""
 
 from lightning_modules.losses.boundary import boundary_loss, boundary_weight
+from lightning_modules.losses.distillation import (
+    auxiliary_bce_loss,
+    auxiliary_kd_loss,
+    bernoulli_kl_loss,
+    logit_kd_loss,
+    probability_kd_loss,
+)
 from lightning_modules.losses.edge_focused import efkd_loss
+from lightning_modules.losses.overlap import bce_loss, dice_loss, focal_loss
 from lightning_modules.losses.pixelwise import huber_loss, l1_loss, l2_loss
 from lightning_modules.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "WeightedSum",
+    "auxiliary_bce_loss",
+    "auxiliary_kd_loss",
+    "bce_loss",
+    "bernoulli_kl_loss",
     "boundary_loss",
     "boundary_weight",
+    "dice_loss",
     "efkd_loss",
+    "focal_loss",
     "huber_loss",
     "l1_loss",
     "l2_loss",
+    "logit_kd_loss",
+    "probability_kd_loss",
 ]

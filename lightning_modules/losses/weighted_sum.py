@@ -66,9 +66,9 @@ class WeightedSum:
                 f"0, from {', '.join(functions)}."
             )
 
-    def uses(self, name: str) -> bool:
-        """Tell whether a term has a nonzero weight."""
-        return name in self._terms
+    def needs(self, name: str) -> bool:
+        """Tell whether a term of nonzero weight takes this input."""
+        return any(name in required for _, required, _ in self._terms.values())
 
     def without(self, *inputs: str) -> "WeightedSum | None":
         """Return the sum of the terms that use none of these inputs, `None` where all do."""

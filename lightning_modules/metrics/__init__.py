@@ -1,5 +1,6 @@
 """Metrics of segmentation masks on top of torchmetrics."""
 
+from lightning_modules.metrics.batch_pooled import BatchPooledScores, batch_pooled_scores
 from lightning_modules.metrics.boundary import BOUNDARY_SCORES, boundary_scores
 from lightning_modules.metrics.means import LossMeans
 from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
@@ -14,11 +15,13 @@ from lightning_modules.metrics.uncertainty import (
 
 __all__ = [
     "BOUNDARY_SCORES",
+    "BatchPooledScores",
     "CalibrationError",
     "DoubtScores",
     "LossMeans",
     "OverlapMetrics",
     "SegmentationScores",
+    "batch_pooled_scores",
     "boundary_scores",
     "dice_score",
     "doubt",

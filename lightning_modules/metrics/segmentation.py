@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.geometry import restore
+from lightning_modules.metrics.batch_pooled import BatchPooledScores
 from lightning_modules.metrics.boundary import BOUNDARY_SCORES, boundary_scores
 from lightning_modules.metrics.means import LossMeans
 from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
@@ -35,6 +36,7 @@ class SegmentationScores(nn.Module):
         bins: of the calibration error.
         referral: share of images that are referred to a doctor.
         letterbox: whether the network's square keeps the images' proportions.
+        batch_pooled: also `BatchPooledScores`, at the network's size whatever the resolution.
 
     Raises:
         UserError: an argument is outside its range.
@@ -47,6 +49,7 @@ class SegmentationScores(nn.Module):
         bins: int = 15,
         referral: float = 0.1,
         letterbox: bool = False,
+        batch_pooled: bool = False,
     ) -> None:
         super().__init__()
         if resolution not in RESOLUTIONS:
@@ -68,6 +71,7 @@ class SegmentationScores(nn.Module):
         self.means = LossMeans(PIXEL_MEANS)
         self.calibration = CalibrationError(bins)
         self.doubts = DoubtScores(referral)
+        self.batch_pooled = BatchPooledScores() if batch_pooled else None
 
     def update(
         self, prediction: Mapping[str, Tensor], batch: Mapping[str, Any]
@@ -76,9 +80,12 @@ class SegmentationScores(nn.Module):
 
         Args:
             prediction: of `predict`.
-            batch: with `mask`, or at native resolution `native_mask`, a list of uint8 `(H, W)`.
+            batch: with `mask`, or at native resolution `native_mask`, a list of uint8 `(H, W)`;
+                for `batch_pooled` always with `mask`.
         """
         probability, uncertainty = prediction["probability"].float(), doubt(prediction)
+        if self.batch_pooled is not None:
+            self.batch_pooled.update(probability, batch["mask"])
         if not self.native:
             return self._add(probability, uncertainty, batch["mask"])
         rows = []
@@ -118,6 +125,10 @@ class SegmentationScores(nn.Module):
             "calibration_error": self.calibration.compute(),
             **self.doubts.compute(),
         }
-        for metric in (self.overlap, self.means, self.calibration, self.doubts):
+        metrics = [self.overlap, self.means, self.calibration, self.doubts]
+        if self.batch_pooled is not None:
+            scores |= self.batch_pooled.compute()
+            metrics.append(self.batch_pooled)
+        for metric in metrics:
             metric.reset()
         return scores

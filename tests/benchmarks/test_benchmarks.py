@@ -38,11 +38,14 @@ def test_data(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["teacher", "efkd"])
+@pytest.mark.parametrize("case", ["teacher", "efkd", "deeplab_kd", "unet_kd"])
 def test_train_step(tmp_path, case):
-    (result,) = measure("train_step.py", tmp_path, case, "--batch-size=1")["cases"]
-    assert (result["case"], result["batch_size"]) == (case, 1)
+    (result,) = measure("train_step.py", tmp_path, case, "--batch-size=2", "--steps=4")["cases"]
+    assert (result["case"], result["batch_size"]) == (case, 2)
     check(result)
+    assert all(0 < seconds < 60 for seconds in result["quarters_median_s"])
+    assert len(result["quarters_memory_gb"]) == 5
+    assert 0.3 < min(result["quarters_memory_gb"]) <= result["peak_memory_gb"]
 
 
 def test_an_unknown_case_is_named(tmp_path):

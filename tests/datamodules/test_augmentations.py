@@ -644,6 +644,46 @@ def test_an_image_without_a_mask_is_augmented():
         assert np.array_equal(alone_image, augmentation(image, mask, seed)[0])
 
 
+SHIPPED = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONF.glob("*.yaml"))}
+EVERY = {name: policy for name, policy in SHIPPED.items() if policy["transforms"]} | {
+    f"{name}-{number}-{spec['name']}": {"transforms": [{**spec, "p": 1.0}]}
+    for name, policy in SHIPPED.items()
+    for number, spec in enumerate(policy["transforms"])
+}
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_a_second_map_moves_as_the_mask_does_and_changes_nothing_of_it(policy):
+    augmentation = Augmentation(**EVERY[policy])
+    for size in (32, 112):
+        image, mask = lesion(size)
+        chance = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
+        # A map that is the mask itself says whether it is moved alike.
+        maps = np.stack((mask, chance, mask), axis=-1)
+        before = maps.copy()
+        for seed in range(12):
+            x, m = augmentation(image, mask, seed)
+            _, c = augmentation(image, chance, seed)
+            together, moved = augmentation(image, maps, seed)
+            assert (moved.dtype, moved.shape) == (np.uint8, (size, size, 3))
+            assert np.array_equal(together, x)
+            for channel, expected in enumerate((m, c, m)):
+                assert np.array_equal(moved[..., channel], expected)
+        assert np.array_equal(maps, before)
+
+
+def test_transforms_that_look_at_the_mask_look_at_the_first_map_only():
+    crop = {"name": "CropNonEmptyMaskIfExists", "height": 16, "width": 16, "p": 1.0}
+    augmentation = Augmentation([crop])
+    image, mask = lesion(64)
+    maps = np.stack((mask, np.full_like(mask, 255)), axis=-1)
+    for seed in range(20):
+        x, m = augmentation(image, mask, seed)
+        together, moved = augmentation(image, maps, seed)
+        assert np.array_equal(together, x)
+        assert np.array_equal(moved[..., 0], m)
+
+
 @pytest.mark.parametrize(
     ("transforms", "message"),
     [

@@ -12,7 +12,8 @@ from PIL import Image
 from common.errors import UserError
 from datamodules.cache import open_cache
 from datamodules.isic2018 import ISIC2018
-from datamodules.transforms import read_image, resize_image
+from datamodules.synthetic import SyntheticSample
+from datamodules.transforms import read_image, read_mask, resize_image, resize_mask
 
 
 def find(data):
@@ -52,6 +53,46 @@ def test_a_second_opening_reads_what_the_first_has_written(isic_copy, tmp_path):
     second = open_cache(samples, tmp_path / "cache", "isic2018", 16, antialias=True)
     assert second.folder == first.folder
     assert (second.folder / "images.npy").stat().st_mtime_ns == written
+
+
+def test_soft_masks_are_kept_in_grey_levels(isic_copy, tmp_path):
+    masks = isic_copy / "isic2018" / "ISIC2018_Task1_Training_GroundTruth"
+    for index, value in ((0, 255), (1, 0)):
+        path = masks / f"ISIC_{index:07d}_segmentation.png"
+        Image.fromarray(np.full((144, 192), value, np.uint8)).save(path)
+    # A speck that leaves a grey pixel and no lesion.
+    speck = np.zeros((144, 192), np.uint8)
+    speck[73, 97] = 255
+    Image.fromarray(speck).save(masks / "ISIC_0000002_segmentation.png")
+    samples = find(isic_copy)
+    hard, soft = (
+        open_cache(samples, tmp_path / "cache", "isic2018", 16, True, soft_masks=soft)
+        for soft in (False, True)
+    )
+    assert (hard.soft, soft.soft) == (False, True)
+    assert np.array_equal(soft.images, hard.images)
+    assert soft.masks.dtype == np.uint8
+    expected = resize_mask(read_mask(samples[3].masks[0]), 16, soft=True)
+    assert np.array_equal(soft.masks[3], expected)
+    assert len(np.unique(expected)) > 10
+    assert (soft.masks[0].min(), soft.masks[1].max()) == (255, 0)
+    assert soft.masks[2].max() > 0
+    rows = np.array([5, 3, 0])
+    assert np.array_equal(soft.lesions(rows), soft.masks[rows] > 127)
+    assert np.array_equal(hard.lesions(rows), hard.masks[rows])
+    assert soft.lesions(rows).dtype == hard.lesions(rows).dtype == np.uint8
+    assert soft.meta == {"count": 10, "empty_masks": 2, "full_masks": 1, "soft_masks": True}
+    assert hard.meta == {"count": 10, "empty_masks": 2, "full_masks": 1}
+
+
+def test_caches_from_before_there_were_soft_masks_keep_their_names(tmp_path):
+    samples = [SyntheticSample(0, index) for index in range(2)]
+    names = [
+        open_cache(samples, tmp_path, "synthetic", 8, *settings).folder.name
+        for settings in ((True,), (False, True), (True, False, True))
+    ]
+    assert names[:2] == ["synthetic-8px-f36101b705f1a465", "synthetic-8px-079169b99412aad1"]
+    assert names[2] not in names[:2]
 
 
 @pytest.mark.parametrize("change", ["size", "antialias", "content", "time", "fewer", "renamed"])

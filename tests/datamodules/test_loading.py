@@ -68,6 +68,50 @@ def test_an_epoch_can_be_taken_up_in_its_middle():
     assert [i for _, i in sampler] == order, "the next epoch is whole"
 
 
+def last_batches(length, batch_size, world_size, start=0):
+    """Return each process's samples and the size of its last batch."""
+    for rank in range(world_size):
+        sampler = EpochSampler(
+            length, 3, True, pad=True, rank=rank, world_size=world_size, batch_size=batch_size
+        )
+        sampler.start = start
+        order = [index for _, index in sampler]
+        assert len(sampler) == len(order) + start
+        yield order, len(order) % batch_size or batch_size
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 50])
+def test_no_batch_of_training_is_a_single_sample(batch_size, world_size):
+    for length in range(1, 40):
+        parts = list(last_batches(length, batch_size, world_size))
+        orders, sizes = zip(*parts, strict=True)
+        assert len(set(map(len, orders))) == 1, "every process as many"
+        each = -(-length // world_size)
+        single = batch_size > 1 and each % batch_size == 1
+        assert len(orders[0]) == each + single
+        assert batch_size == 1 or min(sizes) > 1
+        assert set(functools.reduce(operator.iadd, orders, [])) == set(range(length))
+        plain = EpochSampler(length, 3, True, pad=True, world_size=world_size)
+        assert world_size > 1 or orders[0][:length] == [index for _, index in plain]
+        if length > world_size:
+            assert all(order[-1] != order[-2] for order in orders if len(order) > 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_with_a_repeated_sample_can_be_taken_up(world_size):
+    length = 9 * world_size
+    whole = [order for order, _ in last_batches(length, 4, world_size)]
+    assert [len(order) for order in whole] == [10] * world_size
+    for start in (4, 8):
+        rest = [order for order, _ in last_batches(length, 4, world_size, start)]
+        assert rest == [order[start:] for order in whole]
+
+
+def test_evaluation_repeats_nothing_for_the_sake_of_a_batch():
+    assert len(EpochSampler(9, permuted=True, batch_size=4)) == 9
+
+
 def batches(make_config, isic_data, **settings):
     from tasks.build import build_datamodule
 
@@ -103,6 +147,17 @@ def test_samples_do_not_depend_on_workers_or_batch_size(make_config, isic_data):
     assert equal(plain, epoch_of(batches(make_config, isic_data, batch_size=7), 2))
     assert not equal(plain, epoch_of(batches(make_config, isic_data), 3))
     assert not equal(plain, epoch_of(batches(make_config, isic_data, seed=5), 2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_last_batch_of_training_has_two_samples(make_config, isic_data, num_workers):
+    # 14 training images.
+    datamodule = batches(make_config, isic_data, batch_size=13, num_workers=num_workers)
+    loader = datamodule.train_dataloader()
+    sizes = [len(batch["id"]) for batch in loader]
+    assert sizes == [13, 2]
+    assert len(loader) == 2
+    assert [len(batch["id"]) for batch in datamodule.val_dataloader()] == [2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -5,12 +5,29 @@ import copy
 import pytest
 import torch
 
+from common.errors import UserError
 from datamodules import edge_distance
 from lightning_modules import EdgeFocusedDistillation
 from lightning_modules.losses import efkd_loss
 from lightning_modules.processes import DDIM, NoiseSchedule, output_from_x0, predict_x0, snr
 from lightning_modules.teacher import FrozenTeacher
 from networks import DermoSegDiff
+
+class Denoiser(torch.nn.Module):
+    """As much of a diffusion module as a teacher needs."""
+
+    def __init__(self, network, objective):
+        super().__init__()
+        self.network = network
+        self.objective = objective
+
+    def predict(self, batch):
+        return {"probability": batch["image"].mean(1, keepdim=True)}
+
+
+def frozen(network, objective):
+    return FrozenTeacher(Denoiser(network, objective))
+
 
 VALIDATION = {"num_images": 1, "ensemble": 1, "num_timesteps": 4}
 EFKD_ISIC = {"weight": 0.25, "edge_weight": 5.0, "body_weight": 2.0, "edge_threshold": 0.3}
@@ -67,7 +84,7 @@ def test_combined_losses_match_the_reference(golden, golden_json, golden_network
     teacher, _ = golden_network("dsd_2level")
     stored = golden_json("p_losses")["kd"][case]
     values = golden("p_losses")
-    module = make_module(student, FrozenTeacher(teacher, "noise"), CASES[case])
+    module = make_module(student, frozen(teacher, "noise"), CASES[case])
     total, terms = module.diffusion_losses(golden_batch(values), values["t"], values["noise"])
     total.backward()
 
@@ -84,7 +101,7 @@ def test_a_single_distillation_term_keeps_its_weight(golden, golden_json, golden
     teacher, _ = golden_network("dsd_2level")
     stored = golden_json("p_losses")["kd"]["single_efkd_coefficient_ignored"]
     values = golden("p_losses")
-    module = make_module(student, FrozenTeacher(teacher, "noise"), {"efkd": EFKD_ISIC})
+    module = make_module(student, frozen(teacher, "noise"), {"efkd": EFKD_ISIC})
     total, _ = module.diffusion_losses(golden_batch(values), values["t"], values["noise"])
     assert total.item() == pytest.approx(0.25 * stored["total"], rel=2e-6)
 
@@ -95,13 +112,13 @@ def test_golden_outputs_and_forward_process(golden, golden_network):
     x_t = schedule.q_sample(values["x"], values["t"], values["noise"])
     torch.testing.assert_close(x_t, values["xt"], rtol=0, atol=3e-6)
     teacher, _ = golden_network("dsd_2level")
-    answer = FrozenTeacher(teacher, "noise")(x_t, values["g"], values["t"])
+    answer = frozen(teacher, "noise").denoise(x_t, values["g"], values["t"])
     torch.testing.assert_close(answer, values["teacher_pred"], rtol=0, atol=1e-5)
 
 
 def test_teacher_is_frozen_and_outside_of_the_student(tiny_network):
     network = copy.deepcopy(tiny_network)
-    teacher = FrozenTeacher(network, "noise")
+    teacher = frozen(network, "noise")
     module = make_module(tiny_network, teacher, {"efkd": EFKD_ISIC})
     assert not any(p.requires_grad for p in network.parameters())
     module.train()
@@ -118,7 +135,7 @@ def test_teacher_is_not_asked_when_its_term_is_off(tiny_network):
     def refuse(*arguments):
         raise AssertionError("the teacher was asked")
 
-    teacher = FrozenTeacher(copy.deepcopy(tiny_network), "noise")
+    teacher = frozen(copy.deepcopy(tiny_network), "noise")
     teacher.network.forward = refuse
     mask = torch.zeros(1, 1, 8, 8)
     batch = {"image": torch.rand(1, 3, 8, 8), "mask": mask, "edge_distance": mask}
@@ -132,7 +149,7 @@ def test_teacher_is_not_asked_when_its_term_is_off(tiny_network):
 @pytest.mark.parametrize(("theirs", "ours"), [("noise", "x0"), ("x0", "noise"), ("v", "x0")])
 @pytest.mark.parametrize("weighting", [True, False])
 def test_other_objectives_are_compared_in_the_students_space(tiny_network, theirs, ours, weighting):
-    teacher = FrozenTeacher(copy.deepcopy(tiny_network), theirs)
+    teacher = frozen(copy.deepcopy(tiny_network), theirs)
     losses = {"efkd": {"weight": 1, "edge_weight": 5.0}}
     module = make_module(tiny_network, teacher, losses, objective=ours, snr_weighting=weighting)
     mask = torch.zeros(2, 1, 16, 16)
@@ -144,7 +161,7 @@ def test_other_objectives_are_compared_in_the_students_space(tiny_network, their
 
     schedule = module.schedule
     x_t = schedule.q_sample(mask * 2 - 1, t, noise)
-    answer = teacher(x_t, batch["image"], t)
+    answer = teacher.denoise(x_t, batch["image"], t)
     x0 = predict_x0(schedule, theirs, answer, x_t, t).clamp(-1, 1)
     expected = efkd_loss(
         tiny_network(x_t, batch["image"], t),
@@ -164,13 +181,42 @@ def test_other_objectives_are_compared_in_the_students_space(tiny_network, their
 def test_equal_objectives_are_neither_clamped_nor_weighted(tiny_network):
     network = DermoSegDiff(**{"dim_x": 8, "dim_g": 8, "dim_mults": [1, 1]})
     torch.nn.init.constant_(network.head.bias, 5.0)
-    module = make_module(tiny_network, FrozenTeacher(network, "x0"), {"efkd": {"weight": 1}},
+    module = make_module(tiny_network, frozen(network, "x0"), {"efkd": {"weight": 1}},
                          objective="x0")  # fmt: skip
     mask = torch.zeros(1, 1, 8, 8)
     batch = {"image": torch.rand(1, 3, 8, 8), "mask": mask}
     extra = module.extra_loss_inputs(module.losses, batch, mask, torch.tensor([249]))
     assert extra["sample_weight"] is None
     assert extra["teacher"].max() > 1
+
+
+def test_the_predicted_mask_is_compared_with_the_probability_of_any_teacher(tiny_network):
+    teacher = frozen(copy.deepcopy(tiny_network), None)
+    batch, t, noise = lesion_batch(), torch.tensor([3, 240]), torch.randn(2, 1, 16, 16)
+    x_t = NoiseSchedule(250, 4e-4, 0.08).q_sample(batch["mask"] * 2 - 1, t, noise)
+    output = tiny_network(x_t, batch["image"], t)
+    chance = batch["image"].mean(1, keepdim=True)
+    losses = {"probability_kd": {"weight": 2}}
+    for objective in ("x0", "noise", "v"):
+        module = make_module(tiny_network, teacher, losses, objective=objective)
+        total, terms = module.diffusion_losses(batch, t, noise)
+        x0 = predict_x0(module.schedule, objective, output, x_t, t)
+        squares = ((x0 + 1) / 2 - chance).square().flatten(1).mean(1)
+        weight = snr(module.schedule, t).clamp(max=1) if objective != "x0" else torch.ones(2)
+        torch.testing.assert_close(total, 2 * (squares * weight).mean())
+        torch.testing.assert_close(terms["probability_kd"], (squares * weight).mean())
+        assert module.test_terms is None
+    # What was computed once takes the teacher's place.
+    known = {**batch, "teacher_probability": torch.full_like(chance, 0.25)}
+    module = make_module(tiny_network, teacher, losses, objective="x0")
+    total, _ = module.diffusion_losses(known, t, noise)
+    torch.testing.assert_close(total, 2 * ((output + 1) / 2 - 0.25).square().mean())
+
+
+def test_a_teacher_of_one_pass_cannot_be_asked_at_noise(tiny_network):
+    teacher = frozen(copy.deepcopy(tiny_network), None)
+    with pytest.raises(UserError, match="losses.efkd needs a diffusion teacher"):
+        make_module(tiny_network, teacher, {"efkd": EFKD_ISIC})
 
 
 def lesion_batch(count=2, size=16):
@@ -196,7 +242,7 @@ def test_a_student_is_tested_without_the_losses_that_need_its_teacher(tiny_netwo
 
 @pytest.mark.parametrize("objective", ["noise", "x0", "v"])
 def test_mixed_precision_is_for_the_networks_only(tiny_network, objective):
-    teacher = FrozenTeacher(copy.deepcopy(tiny_network), "x0")
+    teacher = frozen(copy.deepcopy(tiny_network), "x0")
     losses = {name: {"weight": 1} for name in EdgeFocusedDistillation.loss_functions}
     module = make_module(tiny_network, teacher, losses, objective=objective)
     batch, t = lesion_batch(), torch.tensor([10, 240])

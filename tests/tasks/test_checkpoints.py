@@ -10,8 +10,8 @@ from common.errors import UserError
 from tasks.checkpoints import (
     AtomicCheckpointIO,
     load_checkpoint,
+    load_weights,
     network_from_checkpoint,
-    network_weights,
 )
 
 
@@ -85,12 +85,21 @@ def test_a_network_is_looked_up_by_name_only():
 
 
 def test_choice_of_weights():
-    checkpoint = {"state_dict": {"network.a": 1, "other": 2}}
-    assert network_weights(checkpoint, "ema", "teacher.weights") == {"a": 1}
+    layer = torch.nn.Linear(1, 1, bias=False)
+    state = {"network.weight": torch.full((1, 1), 3.0), "other": torch.ones(2)}
+    checkpoint = {"state_dict": state, "config": {"network": {"name": "Linear"}}}
+
+    def load(weights, prefix="network."):
+        load_weights(layer, checkpoint, "best.ckpt", weights, "teacher", prefix)
+
+    load("ema")
+    assert layer.weight.item() == 3
     with pytest.raises(UserError, match="teacher.weights=online is not in this checkpoint"):
-        network_weights(checkpoint, "online", "teacher.weights")
+        load("online")
     with pytest.raises(UserError, match="teacher.weights=best does not exist"):
-        network_weights(checkpoint, "best", "teacher.weights")
+        load("best")
+    with pytest.raises(UserError, match=r"best.ckpt do not fit the network .*\(Linear\)"):
+        load("ema", prefix="")
 
 
 def test_a_checkpoint_is_replaced_only_when_the_new_one_is_whole(tmp_path, monkeypatch):

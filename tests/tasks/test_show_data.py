@@ -56,3 +56,12 @@ def test_views_are_shown(show):
         assert np.array_equal(row[0], row[1])
         assert np.array_equal(np.rot90(row[0], 1), row[2])
         assert green(row[0]) == 0
+
+
+def test_soft_masks_are_outlined_where_they_are_above_one_half(show):
+    settings = ("isic2018", "augmentation=none", "num_epochs=1")
+    hard, soft = (
+        cells(show(*settings, f"datamodule.soft_masks={value}"), 3, 3) for value in (False, True)
+    )
+    for one, other in zip(hard, soft, strict=True):
+        assert 0.9 < green(other[0]) / green(one[0]) < 1.1

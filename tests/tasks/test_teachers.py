@@ -1,6 +1,8 @@
 """Which teacher is taken, and when it is refused."""
 
+import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,19 @@ def config(make_config):
     return make_config("experiment=demo_efkd", "datamodule.image_size=16")
 
 
-def write_run(config, name, dice=0.9, status="finished", debug=False, size=16, **changes):
-    run = f"{config['paths']['runs']}/demo_teacher/{name}"
-    import pathlib
+def plain_diffusion(config):
+    """What the teacher of a distillation was trained with."""
+    method = dict(config["lightning_module"], name="DiffusionSegmentation")
+    del method["snr_weighting"]
+    method["losses"] = {"l2": {"weight": 1}}
+    return {"lightning_module": method}
 
-    folder = pathlib.Path(run)
+
+def write_run(
+    config, name, dice=0.9, status="finished", debug=False, size=16, theirs=None, **changes
+):
+    theirs = theirs or plain_diffusion(config)
+    folder = Path(config["paths"]["runs"]) / "demo_teacher" / name
     (folder / "checkpoints").mkdir(parents=True)
     data = {"name": "Synthetic", "image_size": size}
     results = {
@@ -34,7 +44,7 @@ def write_run(config, name, dice=0.9, status="finished", debug=False, size=16, *
     network = build_network(config["network"])
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     online = {key: value + 1 for key, value in state.items()}
-    trained = {**config, "lightning_module": {"objective": "x0"}}
+    trained = {**config, **theirs}
     path = folder / "checkpoints" / "best.ckpt"
     torch.save({"state_dict": state, "current_model_state": online, "config": trained}, path)
     return path
@@ -100,13 +110,43 @@ def test_a_teacher_that_has_seen_the_test_images_is_refused(config, key, value):
     assert load_teacher(config)[1]["objective"] == "x0", "other data has other images"
 
 
-def test_a_teacher_that_is_no_diffusion_network_is_refused(config):
-    path = write_run(config, "2026-01-01")
-    checkpoint = torch.load(path, weights_only=True)
-    del checkpoint["config"]["lightning_module"]["objective"]
-    torch.save(checkpoint, path)
-    with pytest.raises(UserError, match=r"best.ckpt is no diffusion network"):
+ONE_PASS = {
+    "lightning_module": {
+        "name": "Segmentation",
+        "losses": {"bce": {"weight": 1}},
+        "optimizer": {"name": "Adam", "lr": 1e-3},
+    },
+    "network": {"name": "UNet", "kwargs": {"base_width": 4}},
+    "schedule": {},
+    "sampler": {},
+}
+
+
+def test_a_teacher_of_one_pass_has_no_objective_and_no_sampler(config):
+    unet = {**config, "network": ONE_PASS["network"]}
+    config["teacher"]["checkpoint"] = str(write_run(unet, "2026-01-01", theirs=ONE_PASS))
+    teacher, description = load_teacher(config)
+    assert description["objective"] is teacher.objective is None
+    assert description["network"]["name"] == "UNet"
+    image = torch.rand(2, 3, 16, 16)
+    chance = teacher.predict({"image": image, "id": ["a", "b"]})["probability"]
+    assert torch.equal(chance, teacher.network(image).sigmoid())
+    config["teacher"]["sampler"] = {"num_steps": 3}
+    with pytest.raises(UserError, match="teacher.sampler is given, and .* predicts in one pass"):
         load_teacher(config)
+
+
+def test_a_teacher_may_be_sampled_in_another_way_than_it_was_tested(config):
+    config["teacher"]["checkpoint"] = str(write_run(config, "2026-01-01"))
+    assert load_teacher(config)[0].module.calls_per_mask == 1, "its own sampler"
+    config["teacher"]["sampler"] = {"num_steps": 3, "ensemble": 2}
+    sampler = load_teacher(config)[0].module.sampler
+    assert type(sampler).__name__ == "DDIM"
+    assert sampler.calls_per_mask == 6
+    config["teacher"]["sampler"] = {"name": "DPMSolver", "num_steps": 2}
+    sampler = load_teacher(config)[0].module.sampler
+    assert type(sampler).__name__ == "DPMSolver"
+    assert sampler.calls_per_mask == 2
 
 
 def test_weights_that_do_not_fit_are_refused(config):

@@ -85,3 +85,15 @@ def test_a_test_of_one_image_has_its_cases(tmp_path):
     callback.on_test_batch_end(trainer, None, outputs, batch, 0)
     callback.on_test_end(trainer, None)
     assert all((tmp_path / "samples" / f"{case}.png").is_file() for case in CASES)
+
+
+def test_soft_masks_are_shown_where_they_are_above_one_half(tmp_path):
+    callback, trainer, batch = Pictures(tmp_path, 1), make_trainer(), make_batch(1)
+    batch["mask"] = batch["mask"] * 0.7 + 0.2
+    outputs = {"probability": batch["mask"], "per_image": {"dice": torch.tensor([0.5])}}
+    callback.on_test_start(trainer, None)
+    callback.on_test_batch_end(trainer, None, outputs, batch, 0)
+    callback.on_test_end(trainer, None)
+    for name in ("test", "best"):
+        picture = np.asarray(Image.open(tmp_path / "samples" / f"{name}.png"))
+        assert (picture[:, 130:258, 0] == 255).sum() == (2 * 20) ** 2

@@ -1,8 +1,11 @@
 """The learning rate falls after scheduled validations without progress."""
 
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from common.errors import UserError
 from lightning_modules.callbacks import FinalValidation, MetricsFile, Plateau
@@ -11,8 +14,9 @@ from lightning_modules.callbacks import FinalValidation, MetricsFile, Plateau
 class Scripted(L.LightningModule):
     """Reports the validation losses that it was told to."""
 
-    def __init__(self, losses):
+    def __init__(self, losses, lr=1.0):
         super().__init__()
+        self.lr = lr
         self.layer = torch.nn.Linear(1, 1)
         self.losses = iter(losses)
         self.rates = []
@@ -25,7 +29,7 @@ class Scripted(L.LightningModule):
         self.log("val/loss", next(self.losses))
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1.0)
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
 
 
 def fit(make_trainer, losses, plateau, folder=None, **settings):
@@ -65,3 +69,69 @@ def test_no_rate_below_the_least(make_trainer):
 def test_illegal_arguments_are_named(wrong):
     with pytest.raises(UserError, match=f"callbacks.plateau.{next(iter(wrong))}"):
         Plateau(**wrong)
+
+
+# Published: factor 0.1 and 10 epochs of patience in all; these differ.
+SCHEDULES = {
+    "deeplab": {"min_lr": 0.0, "stops": None},
+    "dkd": {"min_lr": 1e-6, "stops": 15},
+    "ssdkd": {"min_lr": 1e-6, "stops": 15},
+}
+
+
+class Rates(L.Callback):
+    """Notes the rate that each epoch leaves."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def replay(make_trainer, losses, folder, min_lr, stops):
+    """Train on given validation losses; return what the callbacks did, in epochs from 1."""
+    noted, best = Rates(), ModelCheckpoint(folder, "{epoch}", monitor="val/loss", mode="min")
+    stop = EarlyStopping("val/loss", min_delta=0, patience=stops or len(losses) + 1, mode="min")
+    plateau = Plateau(factor=0.1, patience=10, min_lr=min_lr)
+    module = Scripted(losses, lr=1e-3)
+    one = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    trainer = make_trainer(
+        callbacks=[plateau, stop, noted, best], max_epochs=len(losses), enable_checkpointing=True
+    )
+    trainer.fit(module, one, one)
+    best_epoch = 1 + int(Path(best.best_model_path).stem.removeprefix("epoch="))
+    return noted.rates, best_epoch, stop.stopped_epoch + 1 if stop.stopped_epoch else -1
+
+
+@pytest.mark.parametrize("system", SCHEDULES)
+def test_rates_best_and_last_epoch_are_the_references(golden_cases, make_trainer, tmp_path, system):
+    cases = golden_cases("schedules", f"plateau_{system}")
+    assert len(cases) == 2
+    for case in cases:
+        losses = case.inputs["val_loss"].tolist()
+        rates, best, stopped = replay(
+            make_trainer, losses, tmp_path / case.name, **SCHEDULES[system]
+        )
+        assert best == case.outputs["best_epoch"]
+        assert losses[best - 1] == case.outputs["best"] == min(losses)
+        assert stopped == case.outputs["stop_epoch"]
+        expected = case.outputs["lr_after_epoch"].tolist()
+        if system == "dkd":
+            # Its scheduler sees the best loss before each epoch, so that the rate falls an epoch
+            # late; here it falls in time.
+            fallen = any(rate < 1e-3 for rate in expected)
+            assert rates == pytest.approx([*expected[1:], expected[-1]], rel=1e-9)
+            assert (rates == pytest.approx(expected, rel=1e-9)) is not fallen
+        else:
+            assert rates == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_late_rates_of_the_reference_are_those_of_the_losses_it_sees(
+    golden_cases, make_trainer, tmp_path
+):
+    for case in golden_cases("schedules", "plateau_dkd"):
+        best = case.inputs["val_loss"].cummin(0).values
+        seen = [1000.0, *best[:-1].tolist()][: len(case.outputs["lr_after_epoch"])]
+        rates, _, _ = replay(make_trainer, seen, tmp_path / case.name, 1e-6, None)
+        assert rates == pytest.approx(case.outputs["lr_after_epoch"].tolist(), rel=1e-9)

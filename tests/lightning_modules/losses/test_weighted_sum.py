@@ -41,7 +41,8 @@ def test_weight_zero_switches_the_computation_off():
     losses = WeightedSum({"l1": {"weight": 1}, "refused": {"weight": 0}}, FUNCTIONS, INPUTS)
     _, terms = losses(prediction=PREDICTION, target=TARGET)
     assert list(terms) == ["l1"]
-    assert not losses.uses("refused")
+    assert losses.needs("target")
+    assert not losses.needs("mask")
 
 
 def test_gradient_flows_through_the_total_only():

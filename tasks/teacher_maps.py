@@ -1,0 +1,92 @@
+"""What a teacher predicts for every image of a student's training, computed once."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.progress import track
+
+from common.errors import UserError
+from common.files import atomic_path
+from datamodules.shared_batches import collate
+from lightning_modules.teacher import FrozenTeacher
+
+__all__ = ["attach_teacher"]
+
+# What a teacher can only say while the student learns.
+_LIVE = {"teacher": "efkd", "teacher_auxiliary": "auxiliary_kd"}
+
+
+def attach_teacher(
+    module: L.LightningModule,
+    teacher: FrozenTeacher,
+    datamodule: L.LightningDataModule,
+    config: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Have a datamodule's training and validation batches carry `teacher_probability`.
+
+    The maps, one grey level fine, lie beside the decoded images, under a name that changes with
+    the teacher, its sampler, the images and their order. A map is moved with its image by the
+    augmentation; what that does to colours the teacher does not see.
+
+    Args:
+        module: the student.
+        teacher: predicts in batches of the training's size.
+        datamodule: set up.
+        config: of the run.
+        device: where the teacher predicts.
+
+    Raises:
+        UserError: a loss term needs more of the teacher than its probability.
+    """
+    for name, term in _LIVE.items():
+        if module.losses.needs(name):
+            raise UserError(
+                f"teacher.cached=true keeps the teacher's probability alone, and "
+                f"lightning_module.losses.{term} needs more; set its weight to 0, or "
+                "teacher.cached=false."
+            )
+    for part in ("train", "val"):
+        dataset = datamodule.datasets[part]
+        settings = [
+            hashlib.sha256(Path(config["teacher"]["checkpoint"]).read_bytes()).hexdigest(),
+            config["teacher"]["weights"],
+            config["teacher"].get("sampler"),
+            dataset.cache.folder.name,
+            dataset.normalization,
+            part,
+            dataset.ids,
+        ]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        path = dataset.cache.folder.with_name(f"{dataset.cache.folder.name}-teacher-{digest}.npy")
+        # Of several processes one computes and the others wait.
+        lock = path.with_name(f".{path.name}.lock")
+        with FileLock(lock):
+            if not path.is_file():
+                maps = _predict(teacher, dataset, config["datamodule"]["batch_size"], device)
+                with atomic_path(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, maps)
+        lock.unlink(missing_ok=True)
+        dataset.teacher_maps = np.load(path, mmap_mode="r")
+
+
+def _predict(
+    teacher: FrozenTeacher, dataset: Any, batch_size: int, device: torch.device
+) -> np.ndarray:
+    """Return the probability of every image, uint8 `(N, S, S)` from 0 to 255."""
+    teacher.to(device)
+    rows = []
+    starts = range(0, len(dataset), batch_size)
+    for start in track(starts, f"Teacher on {len(dataset)} images"):
+        indices = range(start, min(start + batch_size, len(dataset)))
+        batch = collate([dataset.plain(index) for index in indices])
+        batch["image"] = batch["image"].to(device)
+        probability = teacher.predict(batch)["probability"][:, 0]
+        rows.append((probability * 255).round().to(torch.uint8).cpu().numpy())
+    return np.concatenate(rows)
