@@ -1,8 +1,9 @@
 """What ends a run apart from success: a user's mistake, or a signal."""
 
 import signal
+from collections.abc import Iterable
 
-__all__ = ["Interrupted", "UserError"]
+__all__ = ["Interrupted", "UserError", "check_choice"]
 
 
 class UserError(ValueError):
@@ -11,6 +12,18 @@ class UserError(ValueError):
     The message names the file or key, what was expected and how to fix it. `run.py` prints it
     without a traceback and exits with code 2.
     """
+
+
+def check_choice(key: str, value: str | None, choices: Iterable[str | None]) -> None:
+    """Refuse a config value that is not among the choices.
+
+    Raises:
+        UserError: with the key, the value and the choices, of which `None` reads `null`.
+    """
+    choices = list(choices)
+    if value not in choices:
+        names = ", ".join("null" if choice is None else choice for choice in choices)
+        raise UserError(f"{key}={value} does not exist; choose one of {names}.")
 
 
 class Interrupted(BaseException):

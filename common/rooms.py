@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from inspect import isabstract
 from typing import Any
 
-from common.errors import UserError
+from common.errors import check_choice
 
 __all__ = ["export_public_names", "look_up"]
 
@@ -50,6 +50,5 @@ def look_up(package: Any, name: str, key: str) -> Any:
         UserError: the package exports no such class.
     """
     classes = [n for n in package.__all__ if isinstance(getattr(package, n), type)]
-    if name not in classes:
-        raise UserError(f"{key}={name} does not exist; choose one of {', '.join(classes)}.")
+    check_choice(key, name, classes)
     return getattr(package, name)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from datamodules.augmentations import Augmentation
 from datamodules.cache import Sample, SampleCache, open_cache
 from datamodules.downloads import Download
@@ -116,8 +116,8 @@ class CachedDataModule(L.LightningDataModule):
                     f"datamodule.{key}={value} must be a whole number, at least {least}."
                 )
         split = split or self.splits[0]
-        check_choice("split", split, self.splits)
-        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("datamodule.split", split, self.splits)
+        check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
         self.root = Path(root)
         self.cache_root = Path(cache)
         self.image_size = image_size
@@ -340,11 +340,3 @@ def _limit_threads() -> None:
     Where these are forks, they must not inherit threads that did not come along.
     """
     cv2.setNumThreads(1)
-
-
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value of `datamodule.<key>` that is not among the choices."""
-    if value not in choices:
-        raise UserError(
-            f"datamodule.{key}={value} does not exist; choose from {', '.join(choices)}."
-        )

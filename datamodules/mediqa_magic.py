@@ -6,8 +6,7 @@ Source: Yim et al., "DermaVQA-DAS", 2025; ImageCLEF 2025.
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
-from datamodules.base import check_choice
+from common.errors import UserError, check_choice
 from datamodules.files import FileSample, Listing, images_by_id, masks_by_id, unpaired
 from datamodules.segmentation import SegmentationDataModule
 
@@ -39,7 +38,7 @@ class MEDIQAMagic(SegmentationDataModule):
 
     def __init__(self, *arguments: Any, annotators: str = "each", **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        check_choice("annotators", annotators, ANNOTATORS)
+        check_choice("datamodule.annotators", annotators, ANNOTATORS)
         self.annotators = annotators
 
     def list_files(self) -> Listing:

@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from common.errors import UserError
+
 WEIGHT_STANDARDISATION_EPS = 1e-5
 
 
@@ -257,4 +259,24 @@ class Upsample(nn.Sequential):
         super().__init__(
             nn.Upsample(scale_factor=2, mode="nearest"),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        )
+
+
+def check_image_size(image: Tensor, network: str, multiple: int) -> None:
+    """Refuse images whose height or width is not a multiple of a number of pixels.
+
+    Args:
+        image: `(B, C, H, W)`.
+        network: its name, for the message.
+        multiple: what both sizes must be a multiple of.
+
+    Raises:
+        UserError: with the nearest legal size.
+    """
+    height, width = image.shape[-2:]
+    if height % multiple or width % multiple:
+        legal = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
+        raise UserError(
+            f"An image of {height}x{width} pixels does not fit {network}: height and width must be "
+            f"multiples of {multiple}, such as {legal[0]}x{legal[1]}."
         )

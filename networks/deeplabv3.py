@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from networks.deeplabv3plus import check_choice
+from common.errors import check_choice
 
 __all__ = ["DeepLabV3"]
 

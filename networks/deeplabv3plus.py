@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from common.errors import UserError
+from common.errors import check_choice
 
 __all__ = ["DeepLabV3Plus"]
 
@@ -112,17 +112,6 @@ class DeepLabV3PlusHead(nn.Module):
         """Return logits `(B, 1, H/4, W/4)`, of the size of `low_level`."""
         pyramid = _resize(self.aspp(features), low_level)
         return self.classifier(torch.cat((self.project(low_level), pyramid), dim=1))
-
-
-def check_choice(key: str, value: str | None, choices: Sequence[str | None]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        UserError: with the config key, the value and the choices; `None` reads `null`.
-    """
-    if value not in choices:
-        names = ", ".join("null" if choice is None else choice for choice in choices)
-        raise UserError(f"{key}={value} does not exist; choose one of {names}.")
 
 
 def _dilate(block: nn.Module) -> None:

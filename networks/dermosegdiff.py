@@ -24,6 +24,7 @@ from networks.blocks import (
     TimeEmbedding,
     Upsample,
     channels_come_last,
+    check_image_size,
 )
 
 __all__ = ["DermoSegDiff", "LiteDermoSegDiff"]
@@ -278,15 +279,8 @@ class DermoSegDiff(nn.Module):
         return folded.requires_grad_(False)
 
     def _check_inputs(self, x: Tensor, g: Tensor) -> None:
-        height, width = g.shape[-2:]
-        multiple = self.size_multiple
-        if height % multiple or width % multiple:
-            legal = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
-            raise UserError(
-                f"An image of {height}x{width} pixels does not fit {type(self).__name__} with "
-                f"{len(self.encoder)} levels: height and width must be multiples of {multiple}, "
-                f"such as {legal[0]}x{legal[1]}."
-            )
+        name = f"{type(self).__name__} with {len(self.encoder)} levels"
+        check_image_size(g, name, self.size_multiple)
         if x.shape[-2:] != g.shape[-2:] or (x.shape[1], g.shape[1]) != (
             self.channels_x,
             self.channels_g,

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
-from networks.deeplabv3plus import check_choice
-from networks.unet import check_image_size
+from common.errors import UserError, check_choice
+from networks.blocks import check_image_size
 
 __all__ = ["SmpNetwork"]
 

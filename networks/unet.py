@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
+from networks.blocks import check_image_size
 
 __all__ = ["UNet"]
 
@@ -66,26 +67,6 @@ class UNet(nn.Module):
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
             features = stage(torch.cat((skips.pop(), upsample(features)), dim=1))
         return self.head(features)
-
-
-def check_image_size(image: Tensor, network: str, multiple: int) -> None:
-    """Refuse images whose height or width is not a multiple of a number of pixels.
-
-    Args:
-        image: `(B, C, H, W)`.
-        network: its name, for the message.
-        multiple: what both sizes must be a multiple of.
-
-    Raises:
-        UserError: with the nearest legal size.
-    """
-    height, width = image.shape[-2:]
-    if height % multiple or width % multiple:
-        legal = [max(multiple, round(size / multiple) * multiple) for size in (height, width)]
-        raise UserError(
-            f"An image of {height}x{width} pixels does not fit {network}: height and width must be "
-            f"multiples of {multiple}, such as {legal[0]}x{legal[1]}."
-        )
 
 
 def _double_conv(in_channels: int, out_channels: int) -> nn.Sequential:

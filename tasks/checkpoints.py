@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from common.files import atomic_path
 from tasks.build import build_network
 
@@ -116,8 +116,7 @@ def load_weights(
         UserError: an unknown choice, a checkpoint without online weights, or weights that do not
             fit the architecture that the checkpoint names.
     """
-    if weights not in WEIGHTS:
-        raise UserError(f"{key}.weights={weights} does not exist; choose ema or online.")
+    check_choice(f"{key}.weights", weights, WEIGHTS)
     if WEIGHTS[weights] not in checkpoint:
         raise UserError(f"{key}.weights={weights} is not in this checkpoint; choose ema.")
     state = checkpoint[WEIGHTS[weights]]

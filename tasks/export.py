@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from common.files import atomic_path
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.metrics import dice_score, overlap_counts
@@ -138,10 +138,7 @@ def run(config: dict[str, Any]) -> None:
     """
     if not config["checkpoint"]:
         raise UserError("task=export needs checkpoint=<file>, such as .../checkpoints/best.ckpt.")
-    if config["smaller"] not in (None, *CONVERSIONS):
-        raise UserError(
-            f"smaller={config['smaller']} does not exist; choose from {', '.join(CONVERSIONS)}."
-        )
+    check_choice("smaller", config["smaller"], (None, *CONVERSIONS))
     checkpoint = load_checkpoint(config["checkpoint"])
     config = checkpoint_config(config, checkpoint["config"])
     sampler, portable_class = config["sampler"], Portable

@@ -7,7 +7,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from datamodules.photographs import Photographs, find_photographs, output_names
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
@@ -35,11 +35,7 @@ def run(config: dict[str, Any]) -> None:
     for key, example in (("input", "input=photo.jpg"), ("checkpoint", EXAMPLE)):
         if not config[key]:
             raise UserError(f"task=predict needs {key}, such as {example}.")
-    if config["output_format"] not in FORMATS:
-        raise UserError(
-            f"output_format={config['output_format']} does not exist; choose from "
-            f"{', '.join(FORMATS)}."
-        )
+    check_choice("output_format", config["output_format"], FORMATS)
     if not 0 < config["threshold"] < 1:
         raise UserError(f"threshold={config['threshold']} must lie between 0 and 1.")
     output = Path(config["output"])

@@ -86,7 +86,7 @@ def _predict(
     for start in track(starts, f"Teacher on {len(dataset)} images"):
         indices = range(start, min(start + batch_size, len(dataset)))
         batch = collate([dataset.plain(index) for index in indices])
-        batch["image"] = batch["image"].to(device)
-        probability = teacher.predict(batch)["probability"][:, 0]
+        inputs = {"image": batch["image"].to(device), "id": batch["id"]}
+        probability = teacher.predict(inputs)["probability"][:, 0]
         rows.append((probability * 255).round().to(torch.uint8).cpu().numpy())
     return np.concatenate(rows)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import networks
 from datamodules.synthetic import synthesise_lesion
+from tasks.build import build_network
 from tasks.configuration import plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +159,7 @@ def make_config(tmp_path) -> Callable[..., dict[str, Any]]:
 def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
     """Writes a checkpoint of a tiny network with random weights, as a run would."""
 
-    def make(*overrides: str, name: str = "made") -> Path:
+    def make(*overrides: str, name: str = "made", one_pass: bool = False) -> Path:
         settings = (
             "experiment=demo_teacher",
             "lightning_module.objective=x0",
@@ -166,9 +167,15 @@ def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
             "sampler.num_steps=1",
             "sampler.ensemble=1",
         )
+        if one_pass:
+            settings = ("experiment=demo_teacher", "lightning_module=segmentation")
+            settings = (*settings, "~lightning_module.objective")
         config = make_config(*settings, *overrides)
         config["network"] = {"name": "DermoSegDiff", "kwargs": TINY}
-        weights = networks.DermoSegDiff(**TINY).state_dict()
+        if one_pass:
+            config["network"] = {"name": "UNet", "kwargs": {"base_width": 4}}
+            config |= {"schedule": {}, "sampler": {}}
+        weights = build_network(config["network"]).state_dict()
         state = {f"network.{key}": value for key, value in weights.items()}
         path = tmp_path / f"{name}.ckpt"
         torch.save({"state_dict": state, "current_model_state": state, "config": config}, path)

@@ -145,9 +145,7 @@ def test_every_experiment_has_its_recipe_here():
 def test_one_pass_experiments_are_the_specified_recipes(experiment, make_config):
     name, parameters, method, losses, *expected = ONE_PASS[experiment]
     config = make_config(f"experiment={experiment}")
-    data, module, plateau = (
-        config[key] for key in ("datamodule", "lightning_module", "callbacks")
-    )
+    data, module, plateau = (config[key] for key in ("datamodule", "lightning_module", "callbacks"))
     plateau = (plateau["plateau"]["factor"], plateau["plateau"]["patience"])
     assert config["network"]["name"] == name
     with torch.device("meta"):

@@ -6,7 +6,7 @@ code computes: the constant in its distance map cancels and leaves `A = 1 - d / 
 
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 
 __all__ = ["boundary_loss", "boundary_weight", "edge_closeness"]
 
@@ -76,8 +76,7 @@ def boundary_loss(
     Raises:
         UserError: another `root`, or `gamma` is negative.
     """
-    if root not in ("l1", "l2"):
-        raise UserError(f"losses.boundary.root={root} does not exist; choose l1 or l2.")
+    check_choice("losses.boundary.root", root, ("l1", "l2"))
     weight = boundary_weight(edge_distance, mask, t, num_timesteps, gamma)
     difference = prediction.float() - target.float()
     return (weight * (difference.abs() if root == "l1" else difference.square())).mean()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from common.geometry import restore
 from lightning_modules.metrics.batch_pooled import BatchPooledScores
 from lightning_modules.metrics.boundary import BOUNDARY_SCORES, boundary_scores
@@ -52,11 +52,7 @@ class SegmentationScores(nn.Module):
         batch_pooled: bool = False,
     ) -> None:
         super().__init__()
-        if resolution not in RESOLUTIONS:
-            raise UserError(
-                f"metrics.resolution={resolution} does not exist; choose from "
-                f"{', '.join(RESOLUTIONS)}."
-            )
+        check_choice("metrics.resolution", resolution, RESOLUTIONS)
         for key, value, fine in (
             ("tolerance", tolerance, tolerance >= 0),
             ("bins", bins, bins >= 1),

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 
 __all__ = ["NoiseSchedule", "snr"]
 
@@ -52,10 +52,7 @@ class NoiseSchedule(nn.Module):
     ) -> None:
         super().__init__()
         mode = str(mode).lower()
-        if mode not in MODES:
-            raise UserError(
-                f"schedule.mode={mode} does not exist; choose one of {', '.join(MODES)}."
-            )
+        check_choice("schedule.mode", mode, MODES)
         if num_timesteps < 1:
             raise UserError(f"schedule.num_timesteps={num_timesteps} must be at least 1.")
         if not 0 < beta_start <= beta_end < 1:

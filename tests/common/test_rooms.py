@@ -12,13 +12,23 @@ from lightning_modules import processes
 
 def test_rooms_export_what_can_be_chosen():
     assert set(networks.__all__) == {
+        "DeepLabV3",
+        "DeepLabV3Plus",
         "DermoSegDiff",
         "LiteDermoSegDiff",
+        "SmpNetwork",
+        "UNet",
         "infer_reference_architecture",
         "load_reference_state_dict",
     }
     assert set(datamodules.__all__) >= {"HAM10000", "ISIC2018", "Synthetic", "edge_distance"}
-    assert set(lightning_modules.__all__) == {"DiffusionSegmentation", "EdgeFocusedDistillation"}
+    assert set(lightning_modules.__all__) == {
+        "AuxiliaryHeads",
+        "DiffusionSegmentation",
+        "EdgeFocusedDistillation",
+        "Segmentation",
+        "SegmentationDistillation",
+    }
     assert {"DDIM", "DDPM"} <= set(processes.__all__)
     assert "Sampler" not in processes.__all__
 

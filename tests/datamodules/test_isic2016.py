@@ -41,7 +41,7 @@ def test_all_can_be_divided_anew(root, load):
 
 
 def test_another_split_is_refused(root, load):
-    with pytest.raises(UserError, match="split=reference does not exist; choose from official, ra"):
+    with pytest.raises(UserError, match="split=reference does not exist; choose one of official"):
         load(ISIC2016, root, split="reference")
 
 

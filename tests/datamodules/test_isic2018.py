@@ -226,7 +226,7 @@ def test_masks_of_any_storage_are_read(isic_copy, tmp_path, mode):
     [
         ({"image_size": 0}, "image_size=0"),
         ({"batch_size": "four"}, "batch_size=four"),
-        ({"split": "grouped"}, "split=grouped does not exist; choose from reference, random, off"),
+        ({"split": "grouped"}, "split=grouped does not exist; choose one of reference, ran"),
         ({"normalization": "zscore"}, "normalization=zscore"),
         ({"limit_test": 0}, "limit_test=0"),
         ({"overfit": 0}, "overfit=0"),

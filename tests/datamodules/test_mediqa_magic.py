@@ -108,5 +108,5 @@ def test_what_is_missing_is_named(root, load, damage, message):
 
 
 def test_an_unknown_merging_is_refused(root, load):
-    with pytest.raises(UserError, match="annotators=mean does not exist; choose from each, major"):
+    with pytest.raises(UserError, match="annotators=mean does not exist; choose one of each"):
         load(MEDIQAMagic, root, annotators="mean")

@@ -13,6 +13,7 @@ from lightning_modules.processes import DDIM, NoiseSchedule, output_from_x0, pre
 from lightning_modules.teacher import FrozenTeacher
 from networks import DermoSegDiff
 
+
 class Denoiser(torch.nn.Module):
     """As much of a diffusion module as a teacher needs."""
 

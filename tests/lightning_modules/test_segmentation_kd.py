@@ -148,9 +148,7 @@ def test_a_diffusion_teacher_teaches_by_its_probability(unet, tiny_network, lesi
 def test_a_probability_of_0_or_1_gives_finite_logits(unet, lesions):
     module = make(unet, FrozenTeacher(nn.Identity()), {"bernoulli_kl": {"weight": 1}})
     batch = lesions()
-    extra = module.extra_loss_inputs(
-        module.losses, {**batch, "teacher_probability": batch["mask"]}
-    )
+    extra = module.extra_loss_inputs(module.losses, {**batch, "teacher_probability": batch["mask"]})
     assert extra["teacher_logits"].abs().max() < 7
 
 

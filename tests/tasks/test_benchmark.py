@@ -70,6 +70,19 @@ def test_a_checkpoint_is_measured_with_its_own_sampler(measure, make_checkpoint,
     assert "| demo_teacher | 3 | " in text
 
 
+def test_a_network_of_one_pass_is_measured(measure, make_checkpoint):
+    checkpoint = make_checkpoint(one_pass=True)
+    report = measure(f"checkpoint={checkpoint}", "against=lite_dermosegdiff_tiny", *QUICK)
+    student, other = report["networks"]
+    assert (student["name"], student["calls_per_mask"]) == ("demo_teacher", 1)
+    assert other["calls_per_mask"] > 1
+    assert student["call_s"] > 0
+    assert student["mask_s"] > 0
+    (row,) = measure("network=unet", "network.kwargs.base_width=4", *QUICK)["networks"]
+    assert (row["name"], row["calls_per_mask"]) == ("UNet", 1)
+    assert row["params"] == student["params"]
+
+
 def test_a_mask_that_takes_too_long_is_reckoned(measure):
     report = measure("network=dermosegdiff_tiny", "sampler=ddpm", "longest_mask=0", *QUICK)
     (row,) = report["networks"]

@@ -1,14 +1,21 @@
 """Objects by name, and what is said of names and arguments that do not exist."""
 
-import pytest
+from types import SimpleNamespace
+from urllib.error import URLError
 
+import pytest
+import torch
+
+import networks
 from common.errors import UserError
-from lightning_modules import DiffusionSegmentation, EdgeFocusedDistillation
+from lightning_modules import DiffusionSegmentation, EdgeFocusedDistillation, Segmentation
 from tasks.build import (
     build_datamodule,
     build_module,
     build_network,
     build_sampler,
+    call_inputs,
+    check_batch,
     describe_network,
     takes_teacher,
 )
@@ -34,7 +41,7 @@ def test_default_config_builds_the_demo_teacher(make_config):
 def test_a_distillation_asks_for_its_teacher(make_config):
     config = make_config("experiment=demo_efkd")
     assert takes_teacher(config)
-    teacher = object()
+    teacher = SimpleNamespace(objective="x0")
     module = build_module(config, build_network(config["network"]), teacher)
     assert isinstance(module, EdgeFocusedDistillation)
     assert module.teacher is teacher
@@ -44,7 +51,7 @@ def test_a_distillation_asks_for_its_teacher(make_config):
 @pytest.mark.parametrize(
     ("build", "config", "message"),
     [
-        (build_network, {"name": "UNet"}, "network.name=UNet does not exist; .*DermoSegDiff"),
+        (build_network, {"name": "VNet"}, "network.name=VNet does not exist; .*DermoSegDiff"),
         (
             build_network,
             {"name": "DermoSegDiff", "kwargs": {"dim_x": 8, "dim_g": 8, "dims": 3}},
@@ -87,5 +94,67 @@ def test_loss_weights_are_sweepable_by_name(make_config):
         "lightning_module.losses.boundary.weight=0",
         "lightning_module.losses.huber.weight=2",
     )
-    module = build_module(config, build_network(config["network"]), teacher=object())
+    module = build_module(config, build_network(config["network"]), SimpleNamespace(objective="x0"))
     assert module.losses.weights == {"l2": 1, "huber": 2, "efkd": 0.5}
+
+
+def test_a_method_of_one_pass_has_neither_schedule_nor_sampler(make_config):
+    config = make_config("experiment=unet_raw_isic2018", "network.kwargs.base_width=4")
+    network = build_network(config["network"])
+    module = build_module(config | {"schedule": {}, "sampler": {}}, network)
+    assert isinstance(module, Segmentation)
+    assert module.calls_per_mask == 1
+    # 9 K multiply-adds a convolution of K weights and pixel, by hand for the first one.
+    assert describe_network(network, config)["gmac"] > 3 * 4 * 9 * 128**2 / 1e9
+    assert len(call_inputs(network, torch.rand(2, 3, 16, 16))) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network=unet"], "UNet is a network that takes an image alone, .* lightning_module=segm"),
+        (
+            ["network=dermosegdiff_tiny", "lightning_module=segmentation"],
+            "DermoSegDiff is a denoising network, which .*=Segmentation .* lightning_module=diff",
+        ),
+    ],
+)
+def test_a_network_that_the_method_cannot_train_is_refused(make_config, overrides, message):
+    config = make_config(*overrides)
+    with pytest.raises(UserError, match=message):
+        build_module(config, build_network(config["network"]))
+
+
+def test_pretrained_weights_are_asked_for_by_training_alone(monkeypatch):
+    asked = []
+
+    class Pretrained(torch.nn.Module):
+        def __init__(self, weights=None):
+            super().__init__()
+            asked.append(weights)
+
+    class Offline(torch.nn.Module):
+        def __init__(self, weights=None):
+            raise URLError("no route")
+
+    monkeypatch.setattr(networks, "UNet", Pretrained)
+    config = {"name": "UNet", "weights": "imagenet"}
+    build_network(config)
+    build_network(config, pretrained=True)
+    build_network(config | {"weights": None}, pretrained=True)
+    assert asked == [None, "imagenet", None]
+    monkeypatch.setattr(networks, "UNet", Offline)
+    with pytest.raises(UserError, match=r"weights=imagenet of Offline could not .*weights=null"):
+        build_network(config, pretrained=True)
+    with pytest.raises(UserError, match="weights=imagenet does not exist for DermoSegDiff"):
+        build_network({"name": "DermoSegDiff", "weights": "imagenet"}, pretrained=True)
+
+
+def test_a_batch_too_small_for_batch_norm_is_refused(make_config):
+    size = ("datamodule.batch_size=1", "datamodule.image_size=32")
+    config = make_config("network=deeplabv3plus_resnet18", *size)
+    with pytest.raises(UserError, match="batch_size=1 is too small for network.name=DeepLabV3Pl"):
+        check_batch(config)
+    check_batch(make_config("network=unet", *size))
+    config["datamodule"]["batch_size"] = 2
+    check_batch(config)

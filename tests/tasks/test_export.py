@@ -27,8 +27,8 @@ from tasks.onnx_module import METADATA_KEY, OnnxModule
 def exported(make_config, make_checkpoint, tmp_path):
     """Exports a network that has just been made; returns the ONNX file and its checkpoint."""
 
-    def run(*overrides, trained=()):
-        checkpoint = make_checkpoint("datamodule.image_size=16", *trained)
+    def run(*overrides, trained=(), one_pass=False):
+        checkpoint = make_checkpoint("datamodule.image_size=16", *trained, one_pass=one_pass)
         output = tmp_path / "out" / "model.onnx"
         config = make_config(
             "task=export", f"checkpoint={checkpoint}", f"output={output}", *overrides
@@ -93,6 +93,33 @@ def test_the_exported_model_predicts_as_the_module(exported, make_config, tmp_pa
 
     check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, sampler)
     check_damaged_files_are_refused(output)
+
+
+def test_a_model_of_one_pass_takes_an_image_alone(exported, make_config, tmp_path):
+    output, checkpoint, _ = exported(one_pass=True)
+    loaded = load_checkpoint(checkpoint)
+    network = network_from_checkpoint(loaded, checkpoint, "ema", "checkpoint").eval()
+    images = torch.stack([normalise(image, "minmax", train=False) for image in photographs(3)])
+    chance = network(images).sigmoid().detach()
+    found = OnnxModule(output).predict(raw_batch(3))
+    torch.testing.assert_close(found["probability"], chance, atol=1e-4, rtol=0)
+    assert "uncertainty" not in found
+
+    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    (value,) = session.get_inputs()
+    assert (value.name, value.shape[1:]) == ("image", [3, 16, 16])
+    alone = session.run(None, {"image": raw_batch(1)["image"].numpy()})
+    np.testing.assert_allclose(alone[1], (chance * (1 - chance)).sqrt()[:1], atol=1e-4)
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+    assert (metadata["draws"], metadata["sampler"]) == (0, {})
+    program = torch.export.load(output.with_suffix(".pt2")).module()
+    np.testing.assert_allclose(program(raw_batch(1)["image"])[0].detach(), alone[0], atol=1e-5)
+    check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, ())
+
+
+def test_a_sampler_for_one_pass_is_refused(exported):
+    with pytest.raises(UserError, match=r"sampler.num_steps is given, .* one pass and no sampler"):
+        exported("sampler.num_steps=3", one_pass=True)
 
 
 def check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, sampler):
@@ -167,7 +194,7 @@ def test_a_model_that_differs_is_not_written(tmp_path):
     ("overrides", "message"),
     [
         (["sampler.num_steps=21"], "num_steps=21 would be unrolled .*at most 20"),
-        (["smaller=int4"], "smaller=int4 does not exist; choose from fp16, int8"),
+        (["smaller=int4"], "smaller=int4 does not exist; choose one of null, fp16, int8"),
     ],
 )
 def test_mistakes_are_named(exported, overrides, message):

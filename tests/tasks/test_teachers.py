@@ -1,6 +1,5 @@
 """Which teacher is taken, and when it is refused."""
 
-import copy
 import json
 from pathlib import Path
 

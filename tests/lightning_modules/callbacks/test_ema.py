@@ -57,7 +57,7 @@ class Line(L.LightningModule):
         self.network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(self.network.weight)
         self.register_buffer("steps", torch.tensor(0))
-        self.teacher = FrozenTeacher(torch.nn.Linear(50, 50), "noise")
+        self.teacher = FrozenTeacher(torch.nn.Linear(50, 50))
         self.validated, self.tested = [], []
 
     def training_step(self, batch, batch_idx):

@@ -1,0 +1,106 @@
+"""A teacher's probability, computed once for every image."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from tasks.build import build_datamodule, build_module, build_network
+from tasks.teacher_maps import attach_teacher
+from tasks.teachers import load_teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def prepare(make_config, make_checkpoint):
+    """Sets up a student of a diffusion teacher; returns what `attach_teacher` takes."""
+
+    def make(*overrides):
+        small = ("datamodule.image_size=16", "datamodule.num_samples=20")
+        checkpoint = make_checkpoint(*small)
+        config = make_config(
+            *("experiment=demo_teacher", "~lightning_module.objective"),
+            *("lightning_module=segmentation_kd", "network=unet", "network.kwargs.base_width=2"),
+            *("teacher=newest", "teacher.experiment=demo_teacher", "teacher.cached=true"),
+            *("datamodule.batch_size=4", "augmentation=flips", "datamodule.num_workers=0"),
+            *(f"teacher.checkpoint={checkpoint}", "++teacher.sampler.ensemble=2", *small),
+            *overrides,
+        )
+        teacher, _ = load_teacher(config)
+        module = build_module(config, build_network(config["network"]), teacher)
+        datamodule = build_datamodule(config["datamodule"])
+        datamodule.prepare_data()
+        datamodule.setup()
+        return module, teacher, datamodule, config, CPU
+
+    return make
+
+
+def cached(datamodule):
+    return sorted(datamodule.cache_root.glob("*-teacher-*.npy"))
+
+
+def test_batches_carry_what_the_teacher_says_of_the_plain_image(prepare):
+    arguments = module, teacher, datamodule, _, _ = prepare()
+    attach_teacher(*arguments)
+    for part in ("train", "val"):
+        dataset = datamodule.datasets[part]
+        for index in (0, len(dataset) - 1):
+            item = dataset.plain(index)
+            batch = {"image": item["image"][None], "id": [item["id"]]}
+            expected = teacher.predict(batch)["probability"][0]
+            assert (item["teacher_probability"] - expected).abs().max() <= 0.5 / 255 + 1e-5
+    batch = next(iter(datamodule.train_dataloader()))
+    assert batch["teacher_probability"].shape == batch["mask"].shape
+    losses, _ = module.segmentation_losses(batch, module.losses)
+    assert losses["logit_kd"] > 0
+    assert len(cached(datamodule)) == 2, "one of the training, one of the validation part"
+    assert datamodule.datasets["test"].teacher_maps is None
+
+
+def test_maps_move_with_their_image(prepare):
+    _, _, datamodule, _, _ = arguments = prepare()
+    attach_teacher(*arguments)
+    dataset = datamodule.datasets["train"]
+    # The lesion's mask in the place of the teacher's map must come out as the mask does.
+    dataset.teacher_maps = dataset.cache.lesions(dataset.indices) * 255
+    for epoch in range(4):
+        item = dataset[epoch, 1]
+        assert torch.equal(item["teacher_probability"], item["mask"])
+
+
+def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatch):
+    _, teacher, datamodule, _, _ = arguments = prepare()
+    attach_teacher(*arguments)
+    first = {path: path.stat().st_mtime_ns for path in cached(datamodule)}
+
+    def refuse(batch):
+        raise AssertionError("the teacher was asked again")
+
+    again = prepare()
+    # A checkpoint with other weights has been written: the old maps are not taken for its own.
+    attach_teacher(*again)
+    assert len(cached(datamodule)) == 4
+    monkeypatch.setattr(again[1].module, "predict", refuse)
+    attach_teacher(*again)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    again[3]["teacher"]["sampler"] = {"ensemble": 3}
+    with pytest.raises(AssertionError, match="asked again"):
+        attach_teacher(*again)
+    assert len(cached(datamodule)) == 4, "nothing half-written"
+
+
+def test_probabilities_alone_are_kept(prepare):
+    arguments = prepare(
+        "lightning_module.losses.auxiliary_kd.weight=1",
+        "+lightning_module.auxiliary.deep=encoder.3",
+        "lightning_module.losses.auxiliary_kd.weight=0",
+    )
+    attach_teacher(*arguments)
+    assert arguments[2].datasets["train"].teacher_maps.dtype == np.uint8
+    module = arguments[0]
+    monkey = type("Losses", (), {"needs": staticmethod(lambda name: name == "teacher_auxiliary")})
+    module.losses = monkey()
+    with pytest.raises(UserError, match="losses.auxiliary_kd needs more; set its weight to 0"):
+        attach_teacher(*arguments)
