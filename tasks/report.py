@@ -110,7 +110,7 @@ def _row(path: Path, results: dict[str, Any]) -> list[str]:
         results.get("objective") or "",
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
-        f"{sampler['num_steps']} {sampler['name']} x {sampler['ensemble']}" if sampler else "",
+        f"{sampler['num_steps']} {sampler['name']} x {sampler['ensemble']}" if sampler else "none",
         "" if calls is None else str(calls),
         "" if calls is None else f"{network['gmac'] * calls:.2f}",
         score("dice", 4),

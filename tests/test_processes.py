@@ -144,6 +144,34 @@ def test_testing_on_several_processes_is_testing_on_one(tmp_path, devices):
         assert tables[1][image] == pytest.approx(values, rel=1e-3, abs=1e-6)
 
 
+def test_every_stage_of_a_distillation_in_one_pass_on_two_processes(tmp_path):
+    small = (
+        *("network=deeplabv3plus_resnet18", "network.weights=null", "datamodule=synthetic"),
+        *("datamodule.num_samples=28", "datamodule.image_size=32", "datamodule.batch_size=2"),
+        *("datamodule.num_workers=0", "augmentation=flips", "trainer.accelerator=cpu"),
+        *("trainer.max_epochs=1", "trainer.devices=2", "logger=csv"),
+        *("~datamodule.split", "trainer.enable_progress_bar=false"),
+    )
+    teacher, folders = (), []
+    for stage in ("teacher", "aux", "kd"):
+        settings = (f"experiment=deeplab_{stage}_isic2018", *small, *teacher)
+        process, log, runs = start(tmp_path, stage, settings=settings)
+        assert process.wait(timeout=300) == 0, log.read_text()
+        (folder,) = runs.glob("*/*")
+        folders.append(folder)
+        teacher = (f"teacher.checkpoint={folder}/checkpoints/best.ckpt",)
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    assert {r["status"] for r in results} == {"finished"}
+    assert results[0]["test"]["test/dice"] == pytest.approx(results[1]["test"]["test/dice"])
+    assert {"val/loss/auxiliary_kd", "val/loss/logit_kd"} <= set(results[2]["val"])
+    states = [
+        torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for folder in folders
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert len(read_images(folders[2])) == results[2]["tested_images"]
+
+
 def test_predicting_on_several_processes_is_predicting_on_one(tmp_path):
     trained = run(tmp_path, "trained", "trainer.max_epochs=1")
     photos = tmp_path / "photos"

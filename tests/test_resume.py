@@ -12,7 +12,7 @@ from common.runs import read_results
 from lightning_modules import DiffusionSegmentation
 from tasks import fit
 
-TINY = (
+SMALL = (
     "experiment=demo_teacher",
     "logger=csv",
     "trainer.accelerator=cpu",
@@ -21,11 +21,22 @@ TINY = (
     "datamodule.num_samples=57",  # 40 for training, 5 batches of 8
     "datamodule.batch_size=8",
     "datamodule.image_size=16",
-    "network.kwargs.dim_x_mults=[1,1]",
-    "network.kwargs.dim_g_mults=[1,1]",
     "callbacks.ema.update_after_step=3",
     "callbacks.plateau.patience=0",
+)
+TINY = (
+    *SMALL,
+    "network.kwargs.dim_x_mults=[1,1]",
+    "network.kwargs.dim_g_mults=[1,1]",
     "lightning_module.validation.num_images=4",
+)
+# With dropout, which draws from the generator of the process.
+ONE_PASS = (
+    *SMALL,
+    "lightning_module=segmentation",
+    "~lightning_module.objective",
+    "network=deeplabv3plus_resnet18",
+    "network.weights=null",
 )
 EVERY, SECOND = (f"trainer.check_val_every_n_epoch={n}" for n in (1, 2))
 EPOCHS = "trainer.max_epochs={}".format
@@ -35,10 +46,10 @@ EPOCHS = "trainer.max_epochs={}".format
 def train(make_config, tmp_path):
     """Trains into a folder of its own, from the start or on from where it stopped."""
 
-    def run(folder, *overrides, resume=False):
+    def run(folder, *overrides, resume=False, settings=TINY):
         place = tmp_path / "runs" / folder / "2026-01-01"
         config = make_config(
-            *TINY,
+            *settings,
             f"hydra.runtime.output_dir={place}",
             *overrides,
             *([f"resume={place}"] if resume else []),
@@ -143,6 +154,14 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(train, straight, stopped, 
     expected = outcome(train("straight", *straight))
     train("stopped", *stopped)
     assert_equal(outcome(train("stopped", *resumed, resume=True)), expected)
+
+
+def test_a_resumed_run_of_one_pass_ends_as_one_that_never_stopped(train):
+    steps = (EVERY, "trainer.max_steps=4"), (EVERY, "trainer.max_steps=2")
+    expected = outcome(train("straight", *steps[0], settings=ONE_PASS))
+    train("stopped", *steps[1], settings=ONE_PASS)
+    resumed = train("stopped", steps[0][1], resume=True, settings=ONE_PASS)
+    assert_equal(outcome(resumed), expected)
 
 
 def kill_at(monkeypatch, step, calls, signum):

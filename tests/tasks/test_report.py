@@ -69,6 +69,11 @@ def test_every_tested_run_has_a_row_best_first(make_run, make_config, tmp_path):
         "4.000",
     ):
         assert f" {cell} " in f"{first} "
+    one_pass = {"objective": None, "sampler": None, "calls_per_mask": 1}
+    make_run("unet", "t6", 0.7, **one_pass)
+    again, _ = write(make_config, tmp_path)
+    (row,) = (line for line in again.splitlines() if line.startswith("| unet "))
+    assert "| 64 |  | 1,234,567 | 0.500 | none | 1 | 0.50 | 0.7000" in row
     assert "student" in page
     assert "0.8500 (0.7500 to 0.9500)" in page
     assert "tried" not in page + text

@@ -71,7 +71,7 @@ def test_maps_move_with_their_image(prepare):
 
 
 def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatch):
-    _, teacher, datamodule, _, _ = arguments = prepare()
+    _, _, datamodule, _, _ = arguments = prepare()
     attach_teacher(*arguments)
     first = {path: path.stat().st_mtime_ns for path in cached(datamodule)}
 
