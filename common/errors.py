@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["Interrupted", "UserError", "check_choice"]
 
@@ -14,15 +15,16 @@ class UserError(ValueError):
     """
 
 
-def check_choice(key: str, value: str | None, choices: Iterable[str | None]) -> None:
+def check_choice(key: str, value: Any, choices: Iterable[str | bool | None]) -> None:
     """Refuse a config value that is not among the choices.
 
     Raises:
-        UserError: with the key, the value and the choices, of which `None` reads `null`.
+        UserError: with the key, the value and the choices, written as in YAML.
     """
     choices = list(choices)
     if value not in choices:
-        names = ", ".join("null" if choice is None else choice for choice in choices)
+        spelt = {None: "null", True: "true", False: "false"}
+        names = ", ".join(spelt.get(choice, str(choice)) for choice in choices)
         raise UserError(f"{key}={value} does not exist; choose one of {names}.")
 
 

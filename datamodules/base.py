@@ -29,7 +29,7 @@ from datamodules.splits import (
     split_sha,
     spread,
 )
-from datamodules.transforms import NORMALIZATIONS
+from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 
 # Not the base class: what is listed here can be chosen as a datamodule.
 __all__: list[str] = []
@@ -60,6 +60,7 @@ class CachedDataModule(L.LightningDataModule):
         augmentation: `{transforms: [...], p: ...}` as in `augmentations.Augmentation`.
         normalization: `minmax`, `reference` or `imagenet`, see `transforms.normalise`.
         antialias: whether shrinking an image low-passes it; the references' torchvision did not.
+            `pillow` has Pillow do it.
         letterbox: keep an image's proportions in the square; otherwise it is squashed.
         soft_masks: shrink masks as images, so that their edges are grey, where there are masks.
         limit_test: test on that many evenly spaced samples only.
@@ -96,7 +97,7 @@ class CachedDataModule(L.LightningDataModule):
         seed: int = 0,
         augmentation: Mapping[str, Any] | None = None,
         normalization: str = "minmax",
-        antialias: bool = True,
+        antialias: bool | str = True,
         letterbox: bool = False,
         soft_masks: bool = False,
         limit_test: int | None = None,
@@ -118,6 +119,7 @@ class CachedDataModule(L.LightningDataModule):
         split = split or self.splits[0]
         check_choice("datamodule.split", split, self.splits)
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
+        check_choice("datamodule.antialias", antialias, ANTIALIAS)
         self.root = Path(root)
         self.cache_root = Path(cache)
         self.image_size = image_size

@@ -90,7 +90,7 @@ def open_cache(
     root: Path,
     name: str,
     image_size: int,
-    antialias: bool,
+    antialias: bool | str,
     letterbox: bool = False,
     soft_masks: bool = False,
 ) -> SampleCache:
@@ -149,7 +149,7 @@ def _build(
     folder: Path,
     name: str,
     size: int,
-    antialias: bool,
+    antialias: bool | str,
     letterbox: bool,
     soft_masks: bool,
 ) -> None:

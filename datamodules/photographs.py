@@ -80,7 +80,7 @@ class PhotographDataset(Dataset):
         names: Sequence[str],
         image_size: int,
         normalization: str = "minmax",
-        antialias: bool = True,
+        antialias: bool | str = True,
         letterbox: bool = False,
     ) -> None:
         self.files = list(files)

@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
-from common.geometry import fitted
+from common.geometry import Box, fitted
 from datamodules.problems import BadFileError
 
 __all__ = [
+    "ANTIALIAS",
     "NORMALIZATIONS",
     "normalise",
     "read_image",
@@ -23,6 +24,7 @@ __all__ = [
     "stretch_to_uint8",
 ]
 
+ANTIALIAS = (True, False, "pillow")
 NORMALIZATIONS = ("minmax", "reference", "imagenet")
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -82,23 +84,27 @@ def _decode(path: Path) -> Image.Image | np.ndarray:
 
 
 def resize_image(
-    image: np.ndarray, size: int, antialias: bool, letterbox: bool = False
+    image: np.ndarray, size: int, antialias: bool | str, letterbox: bool = False
 ) -> np.ndarray:
     """Make an RGB uint8 image `(H, W, 3)` square, `(size, size, 3)`, bilinear.
 
     Args:
         image: RGB uint8.
         size: side in pixels.
-        antialias: whether shrinking low-passes; without, the pixels are those of torchvision 0.15,
+        antialias: whether shrinking low-passes; `pillow` has Pillow do it, which rounds otherwise,
+            by a grey level here and there; without, the pixels are those of torchvision 0.15,
             which the references pin.
         letterbox: keep the proportions and fill the rest with the mean colour; otherwise the image
             is squashed.
     """
     box = fitted(image.shape[:2], size, letterbox)
-    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
-    bilinear = F.InterpolationMode.BILINEAR
-    resized = F.resize(tensor, [box.height, box.width], bilinear, antialias=antialias)
-    resized = resized.permute(1, 2, 0).contiguous().numpy()
+    if antialias == "pillow":
+        resized = _pillow_resize(image, box)
+    else:
+        tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        bilinear = F.InterpolationMode.BILINEAR
+        resized = F.resize(tensor, [box.height, box.width], bilinear, antialias=antialias)
+        resized = resized.permute(1, 2, 0).contiguous().numpy()
     if not letterbox:
         return resized
     square = np.empty((size, size, 3), dtype=np.uint8)
@@ -124,8 +130,7 @@ def resize_mask(
     """
     box = fitted(mask.shape, size, letterbox)
     if soft:
-        grey = Image.fromarray(mask * np.uint8(255))
-        inside = np.asarray(grey.resize((box.width, box.height), Image.Resampling.BILINEAR))
+        inside = _pillow_resize(mask * np.uint8(255), box)
     else:
         tensor = torch.from_numpy(mask.copy())[None]
         nearest = F.InterpolationMode.NEAREST
@@ -133,6 +138,11 @@ def resize_mask(
     square = np.zeros((size, size), dtype=mask.dtype)
     square[box.rows, box.columns] = inside
     return square
+
+
+def _pillow_resize(values: np.ndarray, box: Box) -> np.ndarray:
+    picture = Image.fromarray(values)
+    return np.asarray(picture.resize((box.width, box.height), Image.Resampling.BILINEAR))
 
 
 def stretch_to_uint8(image: np.ndarray) -> np.ndarray:

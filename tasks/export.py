@@ -178,7 +178,7 @@ def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
     return {
         "image_size": data["image_size"],
         "letterbox": bool(data.get("letterbox")),
-        "antialias": bool(data["antialias"]),
+        "antialias": data["antialias"],
         "normalization": data["normalization"],
         "draws": draws,
         "seed": config["lightning_module"].get("seed", config["seed"]),
