@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from lightning_modules.losses.overlap import at_least_float32, bce_loss
+from lightning_modules.losses.pixelwise import weighted_mean
 
 __all__ = [
     "auxiliary_bce_loss",
@@ -103,9 +104,7 @@ def probability_kd_loss(
     """
     probability = (at_least_float32(x0) + 1) / 2
     squared = (probability - _matched(teacher_probability, x0)).square()
-    if x0_weight is None:
-        return squared.mean()
-    return (squared.flatten(1).mean(1) * x0_weight).mean()
+    return weighted_mean(squared, x0_weight)
 
 
 def _matched(teacher: Tensor, student: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ def l1_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = Non
         prediction, target: `(B, C, H, W)`.
         time_weight: `(B,)`, a factor for each sample; none is all 1.
     """
-    return _mean(F.l1_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+    return weighted_mean(F.l1_loss(prediction.float(), target.float(), reduction="none"), time_weight)
 
 
 def l2_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def l2_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = Non
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 14.
     """
-    return _mean(F.mse_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+    return weighted_mean(F.mse_loss(prediction.float(), target.float(), reduction="none"), time_weight)
 
 
 def huber_loss(
@@ -37,10 +37,11 @@ def huber_loss(
         delta: where the square turns into a line, positive.
     """
     errors = F.huber_loss(prediction.float(), target.float(), reduction="none", delta=delta)
-    return _mean(errors, time_weight)
+    return weighted_mean(errors, time_weight)
 
 
-def _mean(errors: Tensor, time_weight: Tensor | None) -> Tensor:
-    if time_weight is None:
+def weighted_mean(errors: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of errors `(B, C, H, W)`, each sample's by its factor in `weight` `(B,)`."""
+    if weight is None:
         return errors.mean()
-    return (errors.flatten(1).mean(1) * time_weight).mean()
+    return (errors.flatten(1).mean(1) * weight).mean()
