@@ -79,7 +79,9 @@ def _explain(error: Exception) -> str:
         end = next(
             (i for i, line in enumerate(rest) if line.startswith("Config search")), len(rest)
         )
-        return f"{first.removeprefix('In ')}. Choose one of {', '.join(rest[start + 1 : end])}."
+        # What others are made of is no choice.
+        options = [option for option in rest[start + 1 : end] if not option.startswith("_")]
+        return f"{first.removeprefix('In ')}. Choose one of {', '.join(options)}."
     return f"{' '.join([first, *rest])} `python run.py --cfg job` prints every key."
 
 

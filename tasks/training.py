@@ -24,6 +24,8 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*GPU available but not used.*",
+    # A teacher's own network, where only heads on it are trained.
+    ".*module.s. in eval mode at the start of training.*",
     # Scores are merged over processes by their metric, before they are logged.
     ".*when logging on epoch level in distributed setting.*",
     # Ours is: the datamodule leaves out what the epoch has had.

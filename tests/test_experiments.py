@@ -23,6 +23,7 @@ TEACHER_OF = {
     name: name.replace("efkd_", "teacher_") for name in EXPERIMENTS if name.startswith("efkd_")
 } | {
     "demo_efkd": "demo_teacher",
+    "demo_unet_kd": "demo_unet_teacher",
     "deeplab_aux_isic2018": "deeplab_teacher_isic2018",
     "deeplab_kd_isic2018": "deeplab_aux_isic2018",
     "unet_kd_isic2016": "unet_teacher_isic2016",
@@ -264,6 +265,16 @@ def test_a_run_in_mixed_precision(train):
     assert {value.dtype for value in state.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("experiment", ["demo_efkd", "demo_unet_kd"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_distillation_in_half_precision(train, teachers, experiment, precision):
+    settings = teacher_overrides(experiment, train, teachers)
+    folder = train(experiment, *settings, f"trainer.precision={precision}")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert all(value is not None for value in results["val"].values()), "none is NaN"
+
+
 def test_a_run_with_tensorboard(train):
     folder = train("demo_teacher", "logger=tensorboard")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -272,18 +283,26 @@ def test_a_run_with_tensorboard(train):
     assert (folder / "metrics.csv").is_file()
 
 
-def teacher_overrides(experiment, train):
+@pytest.fixture(scope="module")
+def teachers():
+    """The checkpoints of teachers by experiment, each trained once for all tests."""
+    return {}
+
+
+def teacher_overrides(experiment, train, teachers):
     if experiment not in TEACHER_OF:
         return SPECIAL.get(experiment, [])
     teacher = TEACHER_OF[experiment]
-    folder = train(teacher, *teacher_overrides(teacher, train))
+    if teacher not in teachers:
+        folder = train(teacher, *teacher_overrides(teacher, train, teachers))
+        teachers[teacher] = folder / "checkpoints" / "best.ckpt"
     own = SPECIAL.get(experiment, [])
-    return [f"teacher.checkpoint={folder}/checkpoints/best.ckpt", *own]
+    return [f"teacher.checkpoint={teachers[teacher]}", *own]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiment_runs_and_leaves_its_records(experiment, train):
-    folder = train(experiment, *teacher_overrides(experiment, train))
+def test_experiment_runs_and_leaves_its_records(experiment, train, teachers):
+    folder = train(experiment, *teacher_overrides(experiment, train, teachers))
     left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert left >= {
         "config.yaml",
@@ -303,7 +322,7 @@ def test_experiment_runs_and_leaves_its_records(experiment, train):
     assert results["status"] == "finished"
     assert results["debug"] is True
     assert results["experiment"] == experiment
-    one_pass = experiment in ONE_PASS
+    one_pass = experiment in ONE_PASS or experiment.startswith("demo_unet")
     assert results["calls_per_mask"] == (1 if one_pass else 4)
     assert (results["sampler"] is None) == one_pass
     assert results["data"]["image_size"] == (32 if "smp" in experiment else 16)
@@ -477,7 +496,7 @@ def test_a_teacher_can_be_tested_on_other_data(train, make_config, tmp_path, isi
 
 
 def test_a_distilled_student_is_tested_without_its_teacher(train, make_config, tmp_path):
-    overrides = teacher_overrides("demo_efkd", train)
+    overrides = teacher_overrides("demo_efkd", train, {})
     folder = train("demo_efkd", *overrides)
     (Path(overrides[0].removeprefix("teacher.checkpoint="))).unlink()
     config = make_config(
