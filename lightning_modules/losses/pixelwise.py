@@ -13,7 +13,8 @@ def l1_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = Non
         prediction, target: `(B, C, H, W)`.
         time_weight: `(B,)`, a factor for each sample; none is all 1.
     """
-    return weighted_mean(F.l1_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+    errors = F.l1_loss(prediction.float(), target.float(), reduction="none")
+    return weighted_mean(errors, time_weight)
 
 
 def l2_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = None) -> Tensor:
@@ -24,7 +25,8 @@ def l2_loss(prediction: Tensor, target: Tensor, time_weight: Tensor | None = Non
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 14.
     """
-    return weighted_mean(F.mse_loss(prediction.float(), target.float(), reduction="none"), time_weight)
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    return weighted_mean(errors, time_weight)
 
 
 def huber_loss(
