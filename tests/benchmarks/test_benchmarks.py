@@ -26,6 +26,7 @@ def check(case):
     assert 0.3 < case["peak_memory_gb"] < 16
 
 
+@pytest.mark.slow
 def test_data(tmp_path):
     cases = ("bare-0", "policy-2")
     results = measure("data.py", tmp_path, *cases, "--num-images=40", "--batch-size=4")["cases"]
