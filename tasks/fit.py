@@ -21,7 +21,7 @@ from tasks.build import (
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, last_checkpoint, resumed_config
 from tasks.screen import print_results, print_start
-from tasks.teacher_maps import attach_teacher
+from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
 from tasks.training import build_trainer, log_config, name_wandb_run
@@ -55,6 +55,9 @@ def run(config: dict[str, Any]) -> None:
         config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"], pretrained=not resuming)
     module = build_module(config, network, teacher)
+    cached = description and config["teacher"].get("cached")
+    if cached:
+        check_cacheable(module)
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     name_wandb_run(config)
     trainer = build_trainer(config)
@@ -63,8 +66,8 @@ def run(config: dict[str, Any]) -> None:
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
-    if description and config["teacher"].get("cached"):
-        attach_teacher(module, teacher, datamodule, config, trainer.strategy.root_device)
+    if cached:
+        attach_teacher(teacher, datamodule, config, trainer.strategy.root_device)
     if resuming:
         check_same_data(folder, datamodule.split_sha)
         if trainer.is_global_zero:

@@ -16,14 +16,28 @@ from common.files import atomic_path
 from datamodules.shared_batches import collate
 from lightning_modules.teacher import FrozenTeacher
 
-__all__ = ["attach_teacher"]
+__all__ = ["attach_teacher", "check_cacheable"]
 
 # What a teacher can only say while the student learns.
 _LIVE = {"teacher": "efkd", "teacher_auxiliary": "auxiliary_kd"}
 
 
+def check_cacheable(module: L.LightningModule) -> None:
+    """Refuse a student that needs more of its teacher than a probability for each image.
+
+    Raises:
+        UserError: a loss term does.
+    """
+    for name, term in _LIVE.items():
+        if module.losses.needs(name):
+            raise UserError(
+                f"teacher.cached=true keeps the teacher's probability alone, and "
+                f"lightning_module.losses.{term} needs more; set its weight to 0, or "
+                "teacher.cached=false."
+            )
+
+
 def attach_teacher(
-    module: L.LightningModule,
     teacher: FrozenTeacher,
     datamodule: L.LightningDataModule,
     config: dict[str, Any],
@@ -36,22 +50,11 @@ def attach_teacher(
     augmentation; what that does to colours the teacher does not see.
 
     Args:
-        module: the student.
         teacher: predicts in batches of the training's size.
         datamodule: set up.
         config: of the run.
         device: where the teacher predicts.
-
-    Raises:
-        UserError: a loss term needs more of the teacher than its probability.
     """
-    for name, term in _LIVE.items():
-        if module.losses.needs(name):
-            raise UserError(
-                f"teacher.cached=true keeps the teacher's probability alone, and "
-                f"lightning_module.losses.{term} needs more; set its weight to 0, or "
-                "teacher.cached=false."
-            )
     for part in ("train", "val"):
         dataset = datamodule.datasets[part]
         settings = [

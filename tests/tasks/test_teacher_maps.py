@@ -1,12 +1,13 @@
 """A teacher's probability, computed once for every image."""
 
-import numpy as np
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from common.errors import UserError
 from tasks.build import build_datamodule, build_module, build_network
-from tasks.teacher_maps import attach_teacher
+from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 
 CPU = torch.device("cpu")
@@ -14,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def prepare(make_config, make_checkpoint):
-    """Sets up a student of a diffusion teacher; returns what `attach_teacher` takes."""
+    """Sets up a student of a diffusion teacher; returns it with teacher, data and config."""
 
     def make(*overrides):
         small = ("datamodule.image_size=16", "datamodule.num_samples=20")
@@ -32,7 +33,7 @@ def prepare(make_config, make_checkpoint):
         datamodule = build_datamodule(config["datamodule"])
         datamodule.prepare_data()
         datamodule.setup()
-        return module, teacher, datamodule, config, CPU
+        return module, teacher, datamodule, config
 
     return make
 
@@ -42,8 +43,8 @@ def cached(datamodule):
 
 
 def test_batches_carry_what_the_teacher_says_of_the_plain_image(prepare):
-    arguments = module, teacher, datamodule, _, _ = prepare()
-    attach_teacher(*arguments)
+    module, teacher, datamodule, config = prepare()
+    attach_teacher(teacher, datamodule, config, CPU)
     for part in ("train", "val"):
         dataset = datamodule.datasets[part]
         for index in (0, len(dataset) - 1):
@@ -60,8 +61,8 @@ def test_batches_carry_what_the_teacher_says_of_the_plain_image(prepare):
 
 
 def test_maps_move_with_their_image(prepare):
-    _, _, datamodule, _, _ = arguments = prepare()
-    attach_teacher(*arguments)
+    _, teacher, datamodule, config = prepare()
+    attach_teacher(teacher, datamodule, config, CPU)
     dataset = datamodule.datasets["train"]
     # The lesion's mask in the place of the teacher's map must come out as the mask does.
     dataset.teacher_maps = dataset.cache.lesions(dataset.indices) * 255
@@ -71,36 +72,33 @@ def test_maps_move_with_their_image(prepare):
 
 
 def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatch):
-    _, _, datamodule, _, _ = arguments = prepare()
-    attach_teacher(*arguments)
+    _, teacher, datamodule, config = prepare()
+    attach_teacher(teacher, datamodule, config, CPU)
     first = {path: path.stat().st_mtime_ns for path in cached(datamodule)}
 
     def refuse(batch):
         raise AssertionError("the teacher was asked again")
 
-    again = prepare()
     # A checkpoint with other weights has been written: the old maps are not taken for its own.
+    _, other, datamodule, config = prepare()
+    again = (other, datamodule, config, CPU)
     attach_teacher(*again)
     assert len(cached(datamodule)) == 4
-    monkeypatch.setattr(again[1].module, "predict", refuse)
+    monkeypatch.setattr(other.module, "predict", refuse)
     attach_teacher(*again)
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    again[3]["teacher"]["sampler"] = {"ensemble": 3}
+    config["teacher"]["sampler"] = {"ensemble": 3}
     with pytest.raises(AssertionError, match="asked again"):
         attach_teacher(*again)
     assert len(cached(datamodule)) == 4, "nothing half-written"
 
 
-def test_probabilities_alone_are_kept(prepare):
-    arguments = prepare(
-        "lightning_module.losses.auxiliary_kd.weight=1",
-        "+lightning_module.auxiliary.deep=encoder.3",
-        "lightning_module.losses.auxiliary_kd.weight=0",
-    )
-    attach_teacher(*arguments)
-    assert arguments[2].datasets["train"].teacher_maps.dtype == np.uint8
-    module = arguments[0]
-    monkey = type("Losses", (), {"needs": staticmethod(lambda name: name == "teacher_auxiliary")})
-    module.losses = monkey()
-    with pytest.raises(UserError, match="losses.auxiliary_kd needs more; set its weight to 0"):
-        attach_teacher(*arguments)
+@pytest.mark.parametrize(
+    ("name", "term"), [("teacher", "efkd"), ("teacher_auxiliary", "auxiliary_kd")]
+)
+def test_probabilities_alone_are_kept(prepare, name, term):
+    module, *_ = prepare()
+    check_cacheable(module)
+    module.losses = SimpleNamespace(needs=lambda other: other == name)
+    with pytest.raises(UserError, match=f"losses.{term} needs more; set its weight to 0"):
+        check_cacheable(module)
