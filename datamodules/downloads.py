@@ -179,6 +179,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 _refuse_escape(archive, member)
             file.extractall(temporary)
             _lift(temporary, folder.name)
+    # The last is raised for an unknown compression, which damaged bytes can name.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         archive.unlink(missing_ok=True)
         raise UserError(

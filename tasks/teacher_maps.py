@@ -71,11 +71,13 @@ def attach_teacher(
         # Of several processes one computes and the others wait.
         lock = path.with_name(f".{path.name}.lock")
         with FileLock(lock):
-            if not path.is_file():
-                maps = _predict(teacher, dataset, config["datamodule"]["batch_size"], device)
-                with atomic_path(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, maps)
-        lock.unlink(missing_ok=True)
+            try:
+                if not path.is_file():
+                    maps = _predict(teacher, dataset, config["datamodule"]["batch_size"], device)
+                    with atomic_path(path) as temporary, temporary.open("wb") as file:
+                        np.save(file, maps)
+            finally:
+                lock.unlink(missing_ok=True)
         dataset.teacher_maps = np.load(path, mmap_mode="r")
 
 

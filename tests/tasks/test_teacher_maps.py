@@ -90,7 +90,8 @@ def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatc
     config["teacher"]["sampler"] = {"ensemble": 3}
     with pytest.raises(AssertionError, match="asked again"):
         attach_teacher(*again)
-    assert len(cached(datamodule)) == 4, "nothing half-written"
+    assert len(cached(datamodule)) == 4
+    assert not list(datamodule.cache_root.glob(".*")), "nothing half-written"
 
 
 @pytest.mark.parametrize(
