@@ -8,7 +8,14 @@ from typing import Any
 
 from common.files import write_text_atomic
 
-__all__ = ["RESULTS_SCHEMA", "find_runs", "name_runs", "read_results", "write_results"]
+__all__ = [
+    "RESULTS_SCHEMA",
+    "find_runs",
+    "main_score",
+    "name_runs",
+    "read_results",
+    "write_results",
+]
 
 RESULTS_SCHEMA = 1
 
@@ -52,6 +59,16 @@ def name_runs(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
         name if names.count(name) == 1 else f"{name} {folder.name}"
         for name, (folder, _) in zip(names, runs, strict=True)
     ]
+
+
+def main_score(results: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Return the name and the value of the score by which a tested run is chosen and compared.
+
+    It is `balanced_accuracy` of diagnoses and `dice` of masks; none where it was not tested.
+    """
+    test = results.get("test") or {}
+    name = "balanced_accuracy" if "test/balanced_accuracy" in test else "dice"
+    return name, test.get(f"test/{name}")
 
 
 def _finite(value: Any) -> Any:

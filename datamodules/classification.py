@@ -1,6 +1,6 @@
 """What every diagnosis dataset shares: classes, their weights, and rotated views."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,20 +22,31 @@ class ClassificationDataset(CachedDataset):
 
     Args:
         views: also give the image in four rotations.
+        metadata: numbers that go with each image, by its id; `None` for images alone.
         settings: everything that `CachedDataset` takes.
     """
 
     def __init__(
-        self, *args: Any, samples: Sequence[FileSample], views: bool = False, **settings: Any
+        self,
+        *args: Any,
+        samples: Sequence[FileSample],
+        views: bool = False,
+        metadata: Mapping[str, Sequence[float]] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(*args, samples=samples, **settings)
         self.labels = np.array([sample.label for sample in samples], dtype=np.int64)
         self.views = views
+        self.metadata = None
+        if metadata is not None:
+            self.metadata = np.array([metadata[key] for key in self.ids], dtype=np.float32)
 
     def content(self, image: np.ndarray, row: int, index: int, seed: int) -> dict[str, Tensor]:
-        label = torch.tensor(self.labels[index])
+        known = {"label": torch.tensor(self.labels[index])}
+        if self.metadata is not None:
+            known["metadata"] = torch.from_numpy(self.metadata[index].copy())
         if not self.views:
-            return {"image": self._prepared(image, seed), "label": label}
+            return {"image": self._prepared(image, seed), **known}
         if (
             self.train
             and self.augmentation is not None
@@ -45,7 +56,7 @@ class ClassificationDataset(CachedDataset):
         views = torch.stack(
             [self._prepared(np.rot90(image, turn), sample_seed(seed, turn, 0)) for turn in range(4)]
         )
-        return {"image": views[0], "views": views, "label": label}
+        return {"image": views[0], "views": views, **known}
 
     def _prepared(self, image: np.ndarray, seed: int) -> Tensor:
         if self.augmentation is not None:
@@ -59,7 +70,8 @@ class ClassificationDataModule(CachedDataModule):
     Batches are dicts of `image` float32 `(B, 3, S, S)`, `label` int64 `(B,)`, `id` (list of str),
     `size` int64 `(B, 2)`, and with `views` also `views` float32 `(B, 4, 3, S, S)`: the image turned
     by 0, 90, 180 and 270 degrees counter-clockwise, each augmented by itself; in training the image
-    is first mirrored half of the time. `image` is then the first of them.
+    is first mirrored half of the time. `image` is then the first of them. Where a dataset gives
+    them, `metadata` float32 `(B, M)` are `metadata_columns` of the patient and the lesion's place.
 
     Args:
         views: for the methods that learn from rotations.
@@ -68,6 +80,8 @@ class ClassificationDataModule(CachedDataModule):
 
     # In the order of their labels.
     classes: tuple[str, ...]
+    # Names of the numbers in `metadata`; empty where batches have none.
+    metadata_columns: tuple[str, ...] = ()
     dataset_class: ClassVar = ClassificationDataset
     testable = True
 

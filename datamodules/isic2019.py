@@ -4,7 +4,10 @@ Sources: Tschandl et al., 2018; Codella et al., 2018; Combalia et al., "BCN20000
 reference split is that of the SSD-KD repository.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +26,19 @@ DIAGNOSES = "ISIC_2019_Training_GroundTruth.csv"
 METADATA = "ISIC_2019_Training_Metadata.csv"
 SOURCE = "challenge.isic-archive.com (training data of 2019)"
 REFERENCE_SEED = 2021
+AGE, SEX, SITE = "age_approx", "sex", "anatom_site_general"
+# In the order of their numbers, which is the alphabet's.
+SEXES = ("female", "male")
+SITES = (
+    "anterior torso",
+    "head/neck",
+    "lateral torso",
+    "lower extremity",
+    "oral/genital",
+    "palms/soles",
+    "posterior torso",
+    "upper extremity",
+)
 
 
 class ISIC2019(ClassificationDataModule):
@@ -32,6 +48,11 @@ class ISIC2019(ClassificationDataModule):
 
     `split=lesion_grouped` has all images of a lesion in one part and the classes in the same
     proportions in all parts. `split=reference` is that of SSD-KD, which has lesions in two parts.
+
+    Args:
+        metadata: batches also have `metadata` of 11 numbers: the age in years, 0 where it is
+            missing, then sex and place as one of each is 1, none where it is missing.
+        arguments, settings: everything that `ClassificationDataModule` takes.
     """
 
     name = "isic2019"
@@ -46,6 +67,18 @@ class ISIC2019(ClassificationDataModule):
     )
     group_source = f"get {METADATA} from {SOURCE}, or choose another datamodule.split."
 
+    def __init__(self, *arguments: Any, metadata: bool = False, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.metadata = metadata
+        if metadata:
+            self.metadata_columns = (AGE, *SEXES, *SITES)
+
+    def dataset_settings(self) -> dict[str, Any]:
+        metadata = None
+        if self.metadata:
+            metadata = {key: encode_metadata(row) for key, row in self._metadata.items()}
+        return {**super().dataset_settings(), "metadata": metadata}
+
     def list_files(self) -> Listing:
         for needed in (IMAGES, DIAGNOSES):
             if not (self.root / needed).exists():
@@ -54,11 +87,16 @@ class ISIC2019(ClassificationDataModule):
         rows = read_table(table, "image", self.classes, f"get it from {SOURCE}")
         self._rows = {key: number for number, key in enumerate(rows)}
         path = self.root / METADATA
-        lesions = (
-            read_table(path, "image", ["lesion_id"], f"get it from {SOURCE}")
-            if path.is_file()
-            else None
-        )
+        metadata = None
+        if path.is_file():
+            columns = ["lesion_id", *((AGE, SEX, SITE) if self.metadata else ())]
+            metadata = read_table(path, "image", columns, f"get it from {SOURCE}")
+        elif self.metadata:
+            raise UserError(
+                f"datamodule.metadata=true needs {path}, which is missing; get it from {SOURCE}, "
+                "or set datamodule.metadata=false."
+            )
+        self._metadata = {}
         listing = Listing()
         images = images_by_id([self.root / IMAGES], listing.problems)
         for key in (key for key in images if key not in rows):
@@ -84,7 +122,7 @@ class ISIC2019(ClassificationDataModule):
                         f"{', '.join(self.classes)}.",
                     )
                 )
-            elif lesions is not None and key not in lesions:
+            elif metadata is not None and key not in metadata:
                 listing.problems.append(
                     Problem(
                         "image without metadata",
@@ -94,9 +132,12 @@ class ISIC2019(ClassificationDataModule):
                 )
             else:
                 # Where no lesion is given, the image is taken for the only one of its lesion.
-                group = None if lesions is None else lesions[key]["lesion_id"] or key
+                group = None if metadata is None else metadata[key]["lesion_id"] or key
                 label = self.classes.index(hot[0])
                 listing.samples.append(FileSample(key, images[key], group=group, label=label))
+                if self.metadata:
+                    self._metadata[key] = metadata[key]
+                    listing.problems += _unknown_metadata(path, key, metadata[key])
         return listing
 
     def reference_parts(self, samples: Sequence[Sample]) -> list[str]:
@@ -121,6 +162,34 @@ class ISIC2019(ClassificationDataModule):
 def reference_order(count: int) -> np.ndarray:
     """Return the order in which the reference shuffles the rows of its table."""
     return np.random.RandomState(REFERENCE_SEED).permutation(count)
+
+
+def encode_metadata(row: Mapping[str, str]) -> list[float]:
+    """Return the 11 numbers of a row: age in years, sexes and sites, each 0 where missing."""
+    sexes = [float(row[SEX] == sex) for sex in SEXES]
+    sites = [float(row[SITE] == site) for site in SITES]
+    return [float(row[AGE] or 0), *sexes, *sites]
+
+
+def _unknown_metadata(path: Path, key: str, row: Mapping[str, str]) -> Iterator[Problem]:
+    for column, known, legal in (
+        (AGE, _is_age(row[AGE]), "a number of years"),
+        (SEX, row[SEX] in SEXES, f"one of {', '.join(SEXES)}"),
+        (SITE, row[SITE] in SITES, f"one of {', '.join(SITES)}"),
+    ):
+        if row[column] and not known:
+            yield Problem(
+                "unknown metadata",
+                path,
+                f"{path} has {column}={row[column]} for {key}; give {legal}, or leave it empty.",
+            )
+
+
+def _is_age(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _is_one(text: str) -> bool:

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import UserError
-from lightning_modules.features import check_paths, feature_channels, watch
+from lightning_modules.features import check_paths, feature_shapes, watch
 from lightning_modules.losses import WeightedSum, auxiliary_bce_loss
-from lightning_modules.segmentation import Answer, Segmentation
-from lightning_modules.teacher import FrozenTeacher
+from lightning_modules.one_pass import Answer
+from lightning_modules.segmentation import Segmentation
+from lightning_modules.teacher import FrozenTeacher, OnTeachersNetwork
 
 __all__ = ["AuxiliaryHeads"]
 
@@ -72,8 +73,8 @@ class AuxiliarySegmentation(Segmentation):
                 f"the path of the module that feeds it, such as {KEY}.aspp=head.aspp."
             )
         check_paths(self.network, self.auxiliary, KEY)
-        channels = feature_channels(self.network, self.auxiliary, KEY) if self.auxiliary else {}
-        self.auxiliary_heads = nn.ModuleDict({k: AuxiliaryHead(v) for k, v in channels.items()})
+        shapes = feature_shapes(self.network, self.auxiliary, KEY) if self.auxiliary else {}
+        self.auxiliary_heads = nn.ModuleDict({k: AuxiliaryHead(v[0]) for k, v in shapes.items()})
 
     def trained_parameters(self) -> Iterable[nn.Parameter]:
         return (*self.network.parameters(), *self.auxiliary_heads.parameters())
@@ -88,11 +89,10 @@ class AuxiliarySegmentation(Segmentation):
         return {**answer, "auxiliary": maps}
 
 
-class AuxiliaryHeads(AuxiliarySegmentation):
+class AuxiliaryHeads(OnTeachersNetwork, AuxiliarySegmentation):
     """Trains auxiliary heads on the frozen network of a teacher, so that it can teach with them.
 
-    Nothing of the network moves, not even the statistics of its BatchNorm (the published code let
-    them drift).
+    See `OnTeachersNetwork`; the published code let the statistics of the BatchNorm drift.
 
     Args:
         teacher: whose network it is; none where the weights come from a checkpoint of this class.
@@ -109,21 +109,7 @@ class AuxiliaryHeads(AuxiliarySegmentation):
                 "lightning_module.losses.auxiliary_bce.weight=0 leaves nothing to train; give it a "
                 "value above 0."
             )
-        if teacher is not None:
-            try:
-                self.network.load_state_dict(teacher.network.state_dict())
-            except RuntimeError as error:
-                raise UserError(
-                    "The teacher's network is not the one that network.name and network.kwargs "
-                    "name; auxiliary heads are trained on the teacher's own."
-                ) from error
-        self.network.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> "AuxiliaryHeads":
-        super().train(mode)
-        self.network.eval()
-        return self
+        self.take_network(teacher)
 
     def trained_parameters(self) -> Iterable[nn.Parameter]:
         return self.auxiliary_heads.parameters()

@@ -60,6 +60,7 @@ class DiffusionSegmentation(MaskModule):
         "huber": huber_loss,
         "boundary": boundary_loss,
     }
+    kind: ClassVar[str] = "diffusion"
     # What the loss terms call the network's output.
     output_names: ClassVar[tuple[str, ...]] = ("prediction",)
     loss_inputs: ClassVar[tuple[str, ...]] = (

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 
-__all__ = ["check_paths", "feature_channels", "watch"]
+__all__ = ["check_paths", "feature_shapes", "last_map", "watch", "watched"]
+
+# A multiple of what any network here wants of an image's side.
+SIZE = 64
 
 
 def check_paths(network: nn.Module, paths: Mapping[str, str], key: str) -> None:
@@ -37,7 +40,7 @@ def check_paths(network: nn.Module, paths: Mapping[str, str], key: str) -> None:
 
 
 @contextmanager
-def watch(network: nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+def watch(network: nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Collect what some modules of a network return while the context is open.
 
     The hooks are gone when it is left, and what was collected goes with the last reference to it.
@@ -47,11 +50,13 @@ def watch(network: nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Te
         paths: name to the module's path.
 
     Returns:
-        The outputs by name, empty until the network was called.
+        The outputs by name in the order in which the modules were done, empty until the network
+        was called.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, Any] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs.pop(name, None)
         outputs[name] = output
 
     with ExitStack() as stack:
@@ -61,27 +66,71 @@ def watch(network: nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Te
         yield outputs
 
 
-def feature_channels(network: nn.Module, paths: Mapping[str, str], key: str) -> dict[str, int]:
-    """Return how many channels the watched modules of a network give, by name.
+def watched(
+    network: nn.Module, paths: Mapping[str, str], *inputs: Tensor
+) -> tuple[Tensor, dict[str, Any]]:
+    """Call a network; return its output, and those of some of its modules by name."""
+    with watch(network, paths) as outputs:
+        return network(*inputs), outputs
 
-    The network is called without its weights, which costs next to nothing.
+
+def feature_shapes(
+    network: nn.Module, paths: Mapping[str, str], key: str, size: int = SIZE, ndim: int = 3
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what some modules of a network give for one image, by name.
 
     Args:
         network: `network(image)`.
         paths, key: as in `check_paths`.
+        size: side of the images in px.
+        ndim: 3 for feature maps `(C, h, w)`, 1 for vectors.
 
     Raises:
-        UserError: a module does not return one feature map `(B, C, h, w)`.
+        UserError: a module gives something else.
     """
-    # A multiple of what any network here wants of an image's side.
-    image = torch.empty(2, 3, 64, 64, device="meta")
+    outputs = _dry_run(network, paths, size)
+    for name, path in paths.items():
+        output = outputs.get(name)
+        if not isinstance(output, Tensor) or output.ndim != 1 + ndim:
+            what = {1: "vector", 3: "feature map"}[ndim]
+            raise UserError(
+                f"{key}.{name}={path} gives no {what}; choose a module that returns one."
+            )
+    return {name: tuple(outputs[name].shape[1:]) for name in paths}
+
+
+def last_map(network: nn.Module, key: str) -> str:
+    """Return the path of the module that gives a network's last feature map of several pixels.
+
+    Told at 224 px, for which torchvision's classifiers are made: in smaller images the map may have
+    a single pixel, as what is pooled has.
+
+    Args:
+        network: `network(image)`.
+        key: the config key that names the path otherwise, for the message.
+
+    Raises:
+        UserError: the network has none.
+    """
+    paths = {path: path for path, _ in network.named_modules() if path}
+    maps = [
+        path
+        for path, output in _dry_run(network, paths, 224).items()
+        if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1
+    ]
+    if not maps:
+        raise UserError(
+            f"{type(network).__name__} gives no feature map; set {key} to the path of a module "
+            "that returns one, or the weights of the terms that need it to 0."
+        )
+    return maps[-1]
+
+
+def _dry_run(network: nn.Module, paths: Mapping[str, str], size: int) -> dict[str, Any]:
+    """Call a network without its weights, which costs next to nothing; see `watch`."""
+    image = torch.empty(2, 3, size, size, device="meta")
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     weightless = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     with torch.no_grad(), watch(network, paths) as outputs:
         torch.func.functional_call(network, weightless, (image,))
-    for name, path in paths.items():
-        if not isinstance(outputs.get(name), Tensor) or outputs[name].ndim != 4:
-            raise UserError(
-                f"{key}.{name}={path} gives no feature map; choose a module that returns one."
-            )
-    return {name: output.shape[1] for name, output in outputs.items()}
+    return outputs

@@ -13,7 +13,7 @@ from lightning_modules.losses import (
     bernoulli_kl_loss,
     logit_kd_loss,
 )
-from lightning_modules.segmentation import Answer
+from lightning_modules.one_pass import Answer
 from lightning_modules.teacher import FrozenTeacher
 
 __all__ = ["SegmentationDistillation"]

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FrozenTeacher"]
+from common.errors import UserError
+from lightning_modules.features import watched
+
+__all__ = ["FrozenTeacher", "OnTeachersNetwork"]
 
 
 class FrozenTeacher:
@@ -50,6 +53,16 @@ class FrozenTeacher:
         return self.network(x_t, image, t)
 
     @torch.no_grad()
+    def watched(self, image: Tensor, paths: Mapping[str, str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits of a one-pass teacher, and the outputs of some of its modules.
+
+        Args:
+            image: `(B, 3, H, W)`.
+            paths: name to the module's path in the teacher's network.
+        """
+        return watched(self.network, paths, image)
+
+    @torch.no_grad()
     def predict(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the teacher predicts for a batch, or what the batch brings of it.
 
@@ -58,3 +71,35 @@ class FrozenTeacher:
         """
         known = batch.get("teacher_probability")
         return self.module.predict(batch) if known is None else {"probability": known}
+
+
+class OnTeachersNetwork:
+    """Mixin of a method that trains something on the frozen network of a teacher.
+
+    Nothing of the network moves, not even the statistics of its BatchNorm.
+    """
+
+    def take_network(self, teacher: FrozenTeacher | None) -> None:
+        """Freeze the network, with the weights of the teacher's.
+
+        Args:
+            teacher: whose network it is; none where the weights come from a checkpoint.
+
+        Raises:
+            UserError: the teacher's network is another than this one.
+        """
+        if teacher is not None:
+            try:
+                self.network.load_state_dict(teacher.network.state_dict())
+            except RuntimeError as error:
+                raise UserError(
+                    "The teacher's network is not the one that network.name and network.kwargs "
+                    "name; what is trained on it needs the same."
+                ) from error
+        self.network.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "OnTeachersNetwork":
+        super().train(mode)
+        self.network.eval()
+        return self

@@ -4,7 +4,6 @@ Sources: Iakubovskii, "Segmentation Models Pytorch", 2019; Wightman, "PyTorch Im
 for the encoders whose names begin with `tu-`.
 """
 
-import copy
 import difflib
 import inspect
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError, check_choice
 from networks.blocks import check_image_size
+from networks.sizes import refuse_size
 
 __all__ = ["SmpNetwork"]
 
@@ -26,7 +26,6 @@ OWN_ARGUMENTS = {
     "encoder_weights",
     "in_channels",
 }
-COMMON_SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 
 class SmpNetwork(nn.Module):
@@ -96,17 +95,13 @@ class SmpNetwork(nn.Module):
         check_image_size(image, self.title, self.size_multiple)
         try:
             return self.model(image)
-        except (AssertionError, RuntimeError) as error:
-            height, width = image.shape[-2:]
-            probe = copy.deepcopy(self.model).to("meta").eval()
-            if _takes(probe, height, width):
-                raise
-            legal = [f"{size}x{size}" for size in COMMON_SIZES if _takes(probe, size, size)]
-            raise UserError(
-                f"An image of {height}x{width} pixels does not fit {self.title}, which takes, of "
-                f"the common sizes, {', '.join(legal) or 'none'}. Many encoders of timm take "
-                f"others with network.kwargs.options.img_size={height}."
-            ) from error
+        except (AssertionError, RuntimeError):
+            advice = (
+                "Many encoders of timm take others with "
+                f"network.kwargs.options.img_size={image.shape[-2]}."
+            )
+            refuse_size(self.model, image, self.title, advice)
+            raise
 
 
 def _published_weights(encoder: str) -> list[str]:
@@ -139,13 +134,3 @@ def _checked_options(options: Mapping[str, Any], cls: type, encoder: str) -> Map
                 f"{encoder}; it takes {', '.join(legal)}."
             )
     return options
-
-
-@torch.no_grad()
-def _takes(model: nn.Module, height: int, width: int) -> bool:
-    """Tell whether a model on the meta device takes images of a size."""
-    try:
-        model(torch.empty(1, 3, height, width, device="meta"))
-    except (AssertionError, RuntimeError):
-        return False
-    return True

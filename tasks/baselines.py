@@ -1,4 +1,4 @@
-"""Masks that need no learning, as a floor for every score."""
+"""Masks and diagnoses that need no learning, as a floor for every score."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from lightning_modules.metrics import dice_score, overlap_counts
 
-__all__ = ["best_constant_mask", "otsu_mask", "trivial_baselines"]
+__all__ = ["best_constant_mask", "majority_baseline", "otsu_mask", "trivial_baselines"]
 
 
 def otsu_mask(image: np.ndarray) -> np.ndarray:
@@ -55,6 +55,17 @@ def trivial_baselines(train_masks: np.ndarray, test: Dataset) -> dict[str, float
     otsu = np.stack([otsu_mask(item["image"].numpy()) for item in items])
     constant = np.broadcast_to(best_constant_mask(train_masks), truth.shape)
     return {"otsu": _mean_dice(otsu, truth), "constant": _mean_dice(constant, truth)}
+
+
+def majority_baseline(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[str, float]:
+    """Return the balanced accuracy of the most frequent class of the training for every image.
+
+    Args:
+        train_labels, test_labels: classes as numbers, `(N,)` each.
+    """
+    majority = np.bincount(train_labels).argmax()
+    present = np.unique(test_labels)
+    return {"majority": float((present == majority).mean()) if len(present) else 0.0}
 
 
 def _mean_dice(predictions: np.ndarray, masks: np.ndarray) -> float:

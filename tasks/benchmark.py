@@ -27,9 +27,9 @@ from tasks.build import (
     build_module,
     build_network,
     call_inputs,
-    denoises,
     describe_network,
-    needs_schedule,
+    method_kind,
+    network_kind,
 )
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import checkpoint_config
@@ -39,11 +39,14 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 PRESETS = Path(__file__).resolve().parent.parent / "conf" / "network"
-# The method of a network without checkpoint that denoises nothing.
+# The methods of a network without checkpoint that denoises nothing, by its kind.
 ONE_PASS = {
-    "name": "Segmentation",
-    "losses": {"bce": {"weight": 1}},
-    "optimizer": {"name": "Adam", "lr": 1e-3},
+    "segmentation": {"name": "Segmentation", "losses": {"bce": {"weight": 1}}},
+    "classification": {
+        "name": "Classification",
+        "losses": {"cross_entropy": {"weight": 1}},
+        "classes": [],
+    },
 }
 MASK_REPEATS = 3
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
@@ -161,8 +164,7 @@ def _subject(
     else:
         network = build_network(config["network"])
         name = config["network"]["name"]
-        if not denoises(network) and needs_schedule(config):
-            config = {**config, "lightning_module": ONE_PASS, "sampler": {}}
+        config = _with_method(config, network)
     precision = "32-true" if plain else str(config["trainer"]["precision"])
     kind, _, how = precision.partition("-")
     if kind not in PRECISIONS or how not in ("true", "mixed"):
@@ -174,6 +176,18 @@ def _subject(
     if how == "true":
         module.network.to(PRECISIONS[kind])
     return Subject("plain float32" if plain else name, config, module, precision)
+
+
+def _with_method(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    """Return a config with a method that the network is for."""
+    kind = network_kind(network)
+    if kind == "diffusion" or kind == method_kind(config) == "segmentation":
+        return config
+    optimizer = {"name": "Adam", "lr": 1e-3}
+    module = {**ONE_PASS[kind], "optimizer": optimizer}
+    if kind == "classification":
+        module["classes"] = [str(number) for number in range(network.num_classes)]
+    return {**config, "lightning_module": module, "sampler": {}, "metrics": {}}
 
 
 def _other(config: dict[str, Any], device: torch.device) -> Subject:

@@ -25,14 +25,22 @@ __all__ = [
     "build_network",
     "call_inputs",
     "check_batch",
-    "denoises",
+    "complete",
     "describe_network",
     "giga_macs",
-    "needs_schedule",
+    "method_kind",
+    "network_kind",
     "takes_teacher",
 ]
 
 Config = Mapping[str, Any]
+
+# What a method needs of its network, by its kind, and an example of that kind.
+_WANTS = {
+    "diffusion": "a network that is also given a noisy mask and times, such as dermosegdiff",
+    "segmentation": "a network that makes a map of an image, such as unet",
+    "classification": "a network that makes class logits of an image, such as resnet50",
+}
 
 
 def build_network(config: Config, pretrained: bool = False) -> nn.Module:
@@ -81,28 +89,25 @@ def build_module(
         teacher: for methods that take one.
     """
     module = config["lightning_module"]
-    cls = look_up(lightning_modules, module["name"], "lightning_module.name")
+    cls = _method(config)
     arguments = {k: v for k, v in module.items() if k != "name"}
-    diffusion = needs_schedule(config)
-    if diffusion != denoises(network):
-        kind, other = (
-            ("a denoising network", "diffusion")
-            if denoises(network)
-            else ("a network that takes an image alone", "segmentation")
-        )
+    kind = method_kind(config)
+    if kind != network_kind(network):
         raise UserError(
-            f"network.name={config['network']['name']} is {kind}, which "
-            f"lightning_module.name={module['name']} cannot train; choose another network or "
-            f"lightning_module={other}."
+            f"lightning_module.name={module['name']} needs {_WANTS[kind]}; "
+            f"network.name={config['network']['name']} is none. Choose another network or "
+            f"lightning_module={network_kind(network)}."
         )
-    if diffusion:
+    if kind == "diffusion":
         arguments["schedule"] = build_schedule(config["schedule"])
         arguments["sampler"] = build_sampler(config["sampler"])
     if takes_teacher(config):
         arguments["teacher"] = teacher
-    if _parameter(cls, "metrics"):
-        letterbox = bool(config["datamodule"].get("letterbox"))
-        arguments["metrics"] = {**config.get("metrics", {}), "letterbox": letterbox}
+    if _parameter(cls, "image_size"):
+        arguments["image_size"] = config["datamodule"]["image_size"]
+    arguments["metrics"] = dict(config.get("metrics") or {})
+    if kind != "classification":
+        arguments["metrics"]["letterbox"] = bool(config["datamodule"].get("letterbox"))
     return _construct(cls, {"network": network, **arguments}, "lightning_module")
 
 
@@ -116,14 +121,58 @@ def build_sampler(config: Config) -> Sampler:
     return _construct_named(processes, config, "sampler")
 
 
-def needs_schedule(config: Config) -> bool:
-    """Tell whether the config's LightningModule is one of diffusion, with schedule and sampler."""
-    return _module_takes(config, "schedule")
+def method_kind(config: Config) -> str:
+    """Return what the config's LightningModule does: diffusion, segmentation or classification."""
+    return _method(config).kind
+
+
+def network_kind(network: nn.Module) -> str:
+    """Return what a network is for: diffusion, segmentation or classification.
+
+    It is told by how the network is called and by `num_classes`, which classifiers have.
+    """
+    if len(inspect.signature(network.forward).parameters) >= 3:
+        return "diffusion"
+    return "classification" if hasattr(network, "num_classes") else "segmentation"
+
+
+def complete(config: dict[str, Any]) -> None:
+    """Write into a composed config what follows from its choices, so that a checkpoint has it.
+
+    Classifiers get the classes of the datamodule, and its metadata; what is not sampled gets
+    neither schedule nor sampler.
+
+    Raises:
+        UserError: the datamodule has no labels of the kind that the method needs.
+    """
+    kind = method_kind(config)
+    if kind != "diffusion":
+        config["schedule"], config["sampler"] = {}, {}
+    data = config["datamodule"]
+    datamodule = look_up(datamodules, data["name"], "datamodule.name")
+    classes = getattr(datamodule, "classes", None)
+    if (kind == "classification") != (classes is not None):
+        needed, has, other = (
+            ("masks", "diagnoses", "datamodule=isic2018")
+            if classes
+            else ("diagnoses", "masks", "datamodule=isic2019")
+        )
+        raise UserError(
+            f"lightning_module.name={config['lightning_module']['name']} learns from {needed}, and "
+            f"datamodule.name={data['name']} has {has}; choose another, such as {other}."
+        )
+    if classes is None:
+        return
+    config["lightning_module"]["classes"] = list(classes)
+    kwargs = config["network"].setdefault("kwargs", {})
+    kwargs["num_classes"] = len(classes)
+    if data.get("metadata"):
+        kwargs["metadata"] = len(datamodule.available_metadata)
 
 
 def takes_teacher(config: Config) -> bool:
     """Tell whether the config's LightningModule is a distillation."""
-    return _module_takes(config, "teacher")
+    return _parameter(_method(config), "teacher")
 
 
 def describe_network(network: nn.Module, config: Config) -> dict[str, Any]:
@@ -150,12 +199,13 @@ def giga_macs(network_config: Config, image_size: int) -> float:
 def call_inputs(network: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
     """Return what a network is called with for images `(B, 3, H, W)`.
 
-    A denoising network also gets noise and times of 0.
+    A denoising network also gets noise and times of 0, one with metadata zeros.
     """
-    if not denoises(network):
-        return (image,)
-    times = torch.zeros(len(image), dtype=torch.int64, device=image.device)
-    return torch.randn_like(image[:, :1]), image, times
+    if network_kind(network) == "diffusion":
+        times = torch.zeros(len(image), dtype=torch.int64, device=image.device)
+        return torch.randn_like(image[:, :1]), image, times
+    metadata = getattr(network, "metadata_inputs", 0)
+    return (image, image.new_zeros(len(image), metadata)) if metadata else (image,)
 
 
 def check_batch(config: Config) -> None:
@@ -180,14 +230,8 @@ def check_batch(config: Config) -> None:
             ) from error
 
 
-def denoises(network: nn.Module) -> bool:
-    """Tell whether a network is called with noisy mask, image and times, not an image alone."""
-    return len(inspect.signature(network.forward).parameters) >= 3
-
-
-def _module_takes(config: Config, name: str) -> bool:
-    cls = look_up(lightning_modules, config["lightning_module"]["name"], "lightning_module.name")
-    return _parameter(cls, name)
+def _method(config: Config) -> type:
+    return look_up(lightning_modules, config["lightning_module"]["name"], "lightning_module.name")
 
 
 def _construct_named(package: Any, config: Config, key: str) -> Any:

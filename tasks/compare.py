@@ -11,7 +11,7 @@ from rich.table import Table
 from common.errors import UserError
 from common.files import atomic_path, write_text_atomic
 from common.runs import name_runs, read_results
-from tasks.statistics import compare_scores, read_images
+from tasks.statistics import compare_predictions, compare_scores, read_images, read_predictions
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -39,32 +39,48 @@ def run(config: dict[str, Any]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs: {folder} does not exist; give folders of runs.")
-    images = [read_images(folder) for folder in folders]
     names = name_runs([(folder, read_results(folder) or {}) for folder in folders])
+    diagnoses = [(folder / "predictions.csv").is_file() for folder in folders]
+    if any(diagnoses) != all(diagnoses):
+        raise UserError(
+            "runs has some that predict masks and some that diagnose; compare runs of one kind."
+        )
     report = []
-    for folder, name, scores in zip(folders[1:], names[1:], images[1:], strict=True):
-        compared = compare_scores(images[0], scores)
-        if config["score"] not in compared:
-            raise UserError(
-                f"score={config['score']} is not in these runs; choose from {', '.join(compared)}."
-            )
-        _print(names[0], name, compared)
-        runs = [str(folders[0]), str(folder)]
-        report.append({"runs": runs, "scores": compared})
+    if all(diagnoses):
+        predicted = [read_predictions(folder) for folder in folders]
+        images = [run.of_truth() for run in predicted]
+        compared = [
+            compare_predictions(predicted[0], other, config["metrics"]) for other in predicted[1:]
+        ]
+    else:
+        images = [read_images(folder) for folder in folders]
+        compared = [compare_scores(images[0], other) for other in images[1:]]
+    first = next(iter(images[0].values()), {})
+    score = config["score"] or ("dice" if "dice" in first else next(iter(first), ""))
+    for folder, name, scores, other in zip(
+        folders[1:], names[1:], compared, images[1:], strict=True
+    ):
+        shared = [column for column in first if column in next(iter(other.values()), {})]
+        if score not in shared:
+            raise UserError(f"score={score} is not in these runs; choose from {', '.join(shared)}.")
+        _print(names[0], name, scores, "bootstrap" if all(diagnoses) else "Wilcoxon")
+        report.append({"runs": [str(folders[0]), str(folder)], "scores": scores})
     output = Path(config["paths"]["run"])
     write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
     with atomic_path(output / "comparison.png") as path:
-        _plot(names, images, config["score"], path)
+        _plot(names, images, score, path)
     console.print(f"comparison: {output / 'comparison.png'}")
 
 
-def _print(first: str, second: str, compared: dict[str, dict[str, Any]]) -> None:
+def _print(first: str, second: str, compared: dict[str, dict[str, Any]], test: str) -> None:
     images = next(iter(compared.values()))["images"]
     table = Table(title=f"{second} (second) against {first} (first), {images} images")
     table.add_column("score", overflow="fold")
-    for column in ("first", "second", "difference", "95 % interval", "Wilcoxon p"):
+    for column in ("first", "second", "difference", "95 % interval", f"{test} p"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, row in compared.items():
+        if "/" in name:
+            continue  # Those of single classes are in the file.
         low, high = row["interval"]
         table.add_row(
             name,
@@ -91,7 +107,9 @@ def _plot(
         low, high = min(*x, *y), max(*x, *y)
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
         axis.scatter(x, y, s=12, alpha=0.5)
-        axis.set(xlabel=names[0], ylabel=name, title=f"{score} of {len(ids)} images")
+        axis.set(
+            xlabel=names[0], ylabel=name, title=f"{score.replace('_', ' ')} of {len(ids)} images"
+        )
         axis.set_aspect("equal")
     figure.savefig(path, format="png", dpi=120)
     plt.close(figure)

@@ -14,7 +14,7 @@ __all__ = ["TRAINED_FOR", "checkpoint_config", "get_value", "plain", "relocate",
 # What a checkpoint decides for itself; the rest of a config is about the present run.
 _FIXED = ("network", "lightning_module", "schedule")
 # What it suggests, unless the command line chooses another group.
-_SUGGESTED = ("datamodule", "sampler")
+_SUGGESTED = ("datamodule", "metrics", "sampler")
 # What its network was trained for, also on another dataset.
 TRAINED_FOR = ("image_size", "normalization", "antialias", "letterbox")
 
@@ -34,10 +34,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """Return the config for using a checkpoint: as it was trained, under the user's overrides.
 
-    Network, method and schedule are the checkpoint's. Data and sampler are the checkpoint's too,
-    unless the command line chooses a group (`datamodule=ph2`) or an experiment; single values on
-    the command line (`sampler.num_steps=5`, `paths.data=...`, `seed=1`) change whichever is used.
-    Image size and normalisation stay as trained unless given.
+    Network, method and schedule are the checkpoint's. Data, scores and sampler are too, unless the
+    command line chooses a group (`datamodule=ph2`) or an experiment; single values on the command
+    line (`sampler.num_steps=5`, `paths.data=...`, `seed=1`) change whichever is used. Image size
+    and normalisation stay as trained unless given.
 
     Args:
         config: as composed from the command line, resolved.
@@ -66,7 +66,8 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
                 )
     merged = copy.deepcopy(config | {group: trained[group] for group in _FIXED})
     for group in _SUGGESTED:
-        if group not in given and "experiment" not in given:
+        # A checkpoint of another project's weights has no scores of its own.
+        if group in trained and group not in given and "experiment" not in given:
             merged[group] = copy.deepcopy(trained[group])
             for key in given:
                 if key.startswith(f"{group}."):

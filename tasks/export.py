@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx
 import onnxruntime
@@ -22,10 +22,10 @@ from common.errors import UserError, check_choice
 from common.files import atomic_path
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.metrics import dice_score, overlap_counts
-from tasks.build import build_datamodule, build_module, describe_network
+from tasks.build import build_datamodule, build_module, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import checkpoint_config
-from tasks.inference import accelerate
+from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import METADATA_KEY, OnnxModule
 
 __all__ = ["CONVERSIONS", "Portable", "run", "write_verified"]
@@ -46,6 +46,7 @@ class Portable(nn.Module):
     """
 
     draws = 0
+    outputs: ClassVar[tuple[str, ...]] = ("probability", "uncertainty")
 
     def __init__(self, module: Any, normalization: str) -> None:
         super().__init__()
@@ -63,6 +64,25 @@ class Portable(nn.Module):
         (module,) = self._module
         result = module.predict({"image": _normalised(image, self.normalization), "id": []})
         return _with_uncertainty(result)
+
+
+class PortableClassifier(Portable):
+    """A trained classifier as a function of an image.
+
+    Args:
+        module, normalization: as in `Portable`.
+    """
+
+    outputs = ("probability",)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        """Return the probability of each class, `(B, C)`.
+
+        Args:
+            image: as in `Portable`.
+        """
+        (module,) = self._module
+        return (module.predict({"image": _normalised(image, self.normalization)})["probability"],)
 
 
 class PortableDiffusion(Portable):
@@ -130,7 +150,7 @@ def run(config: dict[str, Any]) -> None:
     """Write `checkpoint` as `output` (ONNX) and beside it as `.pt2`, once both are verified.
 
     With `smaller` there is a second ONNX file, such as `model.int8.onnx`, with what it does to the
-    Dice of `images` test images.
+    Dice of `images` test images, or to how many of them are diagnosed right.
 
     Raises:
         UserError: an argument is illegal, or an exported model differs from PyTorch by more than
@@ -141,9 +161,8 @@ def run(config: dict[str, Any]) -> None:
     check_choice("smaller", config["smaller"], (None, *CONVERSIONS))
     checkpoint = load_checkpoint(config["checkpoint"])
     config = checkpoint_config(config, checkpoint["config"])
-    sampler, portable_class = config["sampler"], Portable
+    sampler = config["sampler"]
     if sampler:
-        portable_class = PortableDiffusion
         if sampler["num_steps"] > MOST_STEPS:
             raise UserError(
                 f"sampler.num_steps={sampler['num_steps']} would be unrolled into a huge file; "
@@ -152,9 +171,13 @@ def run(config: dict[str, Any]) -> None:
         # Of members that go through the network together only one is unrolled.
         sampler["members_at_once"] = sampler["ensemble"]
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
+    refuse_metadata(network, config["checkpoint"])
     test_set = _test_set(config) if config["smaller"] else None
     module = build_module(config, network, teacher=None)
     accelerate(module, {**config["inference"], "compile": False})
+    portable_class = {"diffusion": PortableDiffusion, "classification": PortableClassifier}.get(
+        method_kind(config), Portable
+    )
     portable = portable_class(module, config["datamodule"]["normalization"]).eval()
     output = Path(config["output"])
     metadata = _metadata(config, network, portable.draws)
@@ -164,10 +187,11 @@ def run(config: dict[str, Any]) -> None:
         small = output.with_suffix(f".{config['smaller']}{output.suffix}")
         with atomic_path(small) as path:
             CONVERSIONS[config["smaller"]](output, path)
-        before, after = (_mean_dice(path, test_set) for path in (output, small))
+        before, after = (_mean_score(path, test_set) for path in (output, small))
+        score = "accuracy" if portable_class is PortableClassifier else "Dice"
         _say(
             small,
-            f"Dice of {len(test_set)} test images {after:.4f}, of float32 {before:.4f}, "
+            f"{score} of {len(test_set)} test images {after:.4f}, of float32 {before:.4f}, "
             f"{after - before:+.4f}",
         )
 
@@ -183,17 +207,18 @@ def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
         "draws": draws,
         "seed": config["lightning_module"].get("seed", config["seed"]),
         "sampler": config["sampler"],
+        "classes": config["lightning_module"].get("classes"),
         "network": describe_network(network, config),
     }
 
 
 def write_verified(
-    portable: nn.Module, metadata: Mapping[str, Any], output: Path, tolerance: float
+    portable: Portable, metadata: Mapping[str, Any], output: Path, tolerance: float
 ) -> None:
     """Write a module as ONNX and as `.pt2` if both compute what it does.
 
     Args:
-        portable: maps `image`, and `noise` where it draws any, to two outputs.
+        portable: maps `image`, and `noise` where it draws any, to what it names in `outputs`.
         metadata: goes into the ONNX file; with `image_size` and `draws`.
         output: the ONNX file.
         tolerance: largest difference of an output.
@@ -216,7 +241,7 @@ def write_verified(
     exported = torch.onnx.export(
         program,
         input_names=list(inputs),
-        output_names=["probability", "uncertainty"],
+        output_names=list(portable.outputs),
         opset_version=OPSET,
         dynamo=True,
         optimize=False,
@@ -308,13 +333,18 @@ def _test_set(config: Config) -> Dataset:
     return images
 
 
-def _mean_dice(path: Path, images: Dataset) -> float:
+def _mean_score(path: Path, images: Dataset) -> float:
+    """Return the mean Dice, or the share of images whose class is predicted."""
     module = OnnxModule(path)
     scores = []
     for index in range(len(images)):
         sample = images[(0, index)]
         batch = {"image": sample["image"][None], "id": [sample["id"]]}
-        predicted = module.predict(batch)["probability"] > 0.5
+        probability = module.predict(batch)["probability"]
+        if module.classes:
+            scores.append((probability.argmax(1) == sample["label"]).float())
+            continue
+        predicted = probability > 0.5
         scores.append(dice_score(overlap_counts(predicted, sample["mask"][None])))
     return float(torch.cat(scores).mean())
 

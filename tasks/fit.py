@@ -14,8 +14,8 @@ from tasks.build import (
     build_module,
     build_network,
     check_batch,
+    complete,
     giga_macs,
-    needs_schedule,
     takes_teacher,
 )
 from tasks.records import RunRecord
@@ -43,8 +43,7 @@ def run(config: dict[str, Any]) -> None:
         config = resumed_config(config)
     folder = Path(config["paths"]["run"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    if not needs_schedule(config):
-        config["schedule"], config["sampler"] = {}, {}
+    complete(config)
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     check_batch(config)
@@ -55,6 +54,11 @@ def run(config: dict[str, Any]) -> None:
         config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"], pretrained=not resuming)
     module = build_module(config, network, teacher)
+    if getattr(module, "wants_views", False) and not config["datamodule"]["views"]:
+        raise UserError(
+            "lightning_module.losses has terms that learn from rotated images, which are not "
+            "loaded; set datamodule.views=true, or the weights of these terms to 0."
+        )
     cached = description and config["teacher"].get("cached")
     if cached:
         check_cacheable(module)

@@ -1,12 +1,16 @@
 """Makes a module's network as fast as it can be, where it need not learn any more."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 
-__all__ = ["accelerate"]
+from common.errors import UserError
+
+__all__ = ["accelerate", "refuse_metadata"]
 
 
 def accelerate(module: L.LightningModule, settings: Mapping[str, Any]) -> None:
@@ -28,3 +32,16 @@ def accelerate(module: L.LightningModule, settings: Mapping[str, Any]) -> None:
     if settings["compile"]:
         network = torch.compile(network)
     module.network = network
+
+
+def refuse_metadata(network: nn.Module, path: str | Path) -> None:
+    """Refuse a network that needs more than a photograph.
+
+    Raises:
+        UserError: it takes metadata, which photographs do not bring.
+    """
+    if getattr(network, "metadata_inputs", 0):
+        raise UserError(
+            f"The network in {path} also needs {network.metadata_inputs} numbers of metadata, "
+            "which a photograph does not have; train one with datamodule.metadata=false."
+        )

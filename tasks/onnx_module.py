@@ -28,6 +28,7 @@ class OnnxModule(L.LightningModule):
 
     Attributes:
         metadata: what the export says of the model, such as `image_size` and `sampler`.
+        classes: names of the classes of a classifier, none of other models.
 
     Raises:
         UserError: the file is missing, damaged or not of `task=export`.
@@ -49,6 +50,7 @@ class OnnxModule(L.LightningModule):
                 f"checkpoint={path} is damaged or was not written by task=export "
                 f"({type(error).__name__}); export the checkpoint again."
             ) from error
+        self.classes: tuple[str, ...] = tuple(self.metadata.get("classes") or ())
         self.seed = self.metadata["seed"] if seed is None else seed
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -69,6 +71,6 @@ class OnnxModule(L.LightningModule):
             streams = [SampleNoise(self.seed, batch["id"], m, shape) for m in range(members)]
             noise = torch.stack([stream() for stream in streams for _ in range(each)], dim=1)
             inputs["noise"] = noise.numpy()
-        chance, unsure = (torch.from_numpy(v) for v in self.session.run(None, inputs))
+        chance, *unsure = (torch.from_numpy(v) for v in self.session.run(None, inputs))
         result = {"probability": chance}
-        return result | {"uncertainty": unsure} if members > 1 else result
+        return result | {"uncertainty": unsure[0]} if members > 1 else result

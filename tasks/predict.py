@@ -1,5 +1,6 @@
-"""Predict photographs: masks at their own size, with a statement of doubt."""
+"""Predict photographs: masks at their own size with a statement of doubt, or diagnoses."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from datamodules.photographs import Photographs, find_photographs, output_names
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import TRAINED_FOR, checkpoint_config
-from tasks.inference import accelerate
+from tasks.diagnosis_writer import DiagnosisWriter
+from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import OnnxModule
+from tasks.photograph_writer import PhotographWriter
 from tasks.prediction_writer import FORMATS, PredictionWriter
 from tasks.training import build_trainer
 
@@ -26,7 +29,9 @@ EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
 
 
 def run(config: dict[str, Any]) -> None:
-    """Predict `input` with `checkpoint` and write to `output`; see `PredictionWriter`.
+    """Predict `input` with `checkpoint` and write to `output`.
+
+    See `PredictionWriter` for masks and `DiagnosisWriter` for diagnoses.
 
     Raises:
         UserError: an argument is missing or illegal, there are no photographs; or, when the rest is
@@ -43,24 +48,30 @@ def run(config: dict[str, Any]) -> None:
     if output.resolve() in {path.parent.resolve() for path in files}:
         raise UserError(f"output={output} holds photographs of the input; choose another folder.")
     names = output_names(files)
+    config, module, settings = _load(config)
+    classes = getattr(module, "classes", None)
     if config["skip_existing"]:
-        mask = FORMATS[config["output_format"]][0]
-        left = [(f, n) for f, n in zip(files, names, strict=True) if not _exists(output, mask, n)]
+        if classes:
+            done = _diagnosed(output)
+        else:
+            mask = FORMATS[config["output_format"]][0]
+            done = {name for name in names if (output / mask.format(name)).is_file()}
+        left = [(f, n) for f, n in zip(files, names, strict=True) if n not in done]
         console.print(f"{len(files) - len(left)} of {len(files)} photographs are done already.")
         files, names = [file for file, _ in left], [name for _, name in left]
         if not files:
             return
 
-    config, module, settings = _load(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    writer = PredictionWriter(
-        output,
-        config["output_format"],
-        config["threshold"],
-        settings.get("letterbox", False),
-        len(files),
-        config["trainer"]["enable_progress_bar"],
-    )
+    shown = len(files), config["trainer"]["enable_progress_bar"]
+    writer: PhotographWriter
+    if classes:
+        writer = DiagnosisWriter(output, classes, *shown)
+    else:
+        letterbox = settings.get("letterbox", False)
+        writer = PredictionWriter(
+            output, config["output_format"], config["threshold"], letterbox, *shown
+        )
     # The writer has a bar of its own, in images.
     quiet = config["trainer"] | {"enable_progress_bar": False}
     trainer = build_trainer(config | {"trainer": quiet}, writer)
@@ -93,14 +104,21 @@ def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, di
     checkpoint = load_checkpoint(path)
     config = checkpoint_config(config, checkpoint["config"])
     network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")
+    refuse_metadata(network, path)
     module = build_module(config, network, teacher=None)
     accelerate(module, config["inference"])
     data = config["datamodule"]
     return config, module, {name: data[name] for name in TRAINED_FOR if name in data}
 
 
-def _exists(output: Path, mask: str, name: str) -> bool:
-    return (output / mask.format(name)).is_file()
+def _diagnosed(output: Path) -> set[str]:
+    """Return the names of the photographs that an earlier run could read and diagnosed."""
+    path = output / "predictions.csv"
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        return {row["name"] for row in rows if row.get("predicted")}
 
 
 def _report_failures(rows: list[dict[str, Any]]) -> None:

@@ -1,27 +1,24 @@
 """What a prediction leaves behind: masks and maps as pictures, and a table."""
 
-import csv
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import lightning as L
 import numpy as np
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from common.files import atomic_path
 from common.geometry import restore
 from common.pictures import PREDICTION_COLOUR, draw_contour
-from common.tables import gather_rows, write_rows
 from datamodules.transforms import read_image
 from lightning_modules.metrics import doubt, expected_dice
+from tasks.photograph_writer import PhotographWriter
 
-__all__ = ["FORMATS", "PredictionWriter", "read_table"]
+__all__ = ["FORMATS", "PredictionWriter"]
 
 # What is written of each photograph, by `output_format`; the first is written last.
 FORMATS = {
@@ -47,19 +44,19 @@ BAND = 0.01
 THREADS = 4
 
 
-class PredictionWriter(L.Callback):
+class PredictionWriter(PhotographWriter):
     """Writes what a segmentation module predicts for photographs, at their own size.
 
     Args:
-        folder: where to.
+        folder, total, progress: as in `PhotographWriter`.
         output_format: `png` writes a mask of 0 and 255, the probability and the uncertainty
             (0.5 is white) as grey pictures, and the photograph with the outline; `mediqa_tiff` only
             the mask, as the MEDIQA-MAGIC challenge wants it.
         threshold: probability above which a pixel is lesion, after resizing.
         letterbox: whether the network's square keeps the proportions of the photograph.
-        total: photographs of all processes, for the progress bar.
-        progress: whether to show one.
     """
+
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
 
     def __init__(
         self,
@@ -70,77 +67,33 @@ class PredictionWriter(L.Callback):
         total: int,
         progress: bool = True,
     ) -> None:
-        self.folder = folder
+        super().__init__(folder, total, progress)
         self.names = FORMATS[output_format]
         self.threshold = threshold
         self.letterbox = letterbox
-        self.total = total
-        self.rows: list[dict[str, Any]] = []
-        self._progress = progress
         self._jobs: list[Future] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pool = ThreadPoolExecutor(THREADS)
-        self._bar = Progress(
-            TextColumn("Predicting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.2f} images/s"),
-            TimeRemainingColumn(),
-            disable=not (self._progress and trainer.is_global_zero),
-        )
-        self._bar.start()
-        share = -(-self.total // trainer.world_size)
-        self._task = self._bar.add_task("", total=share, rate=0.0)
-        self._started = time.perf_counter()
+        super().on_predict_start(trainer, pl_module)
 
-    def on_predict_batch_start(self, *args: Any) -> None:
-        self._batch_started = time.perf_counter()
-
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: dict[str, Tensor],
-        batch: dict[str, Any],
-        *args: Any,
+    def describe(
+        self, row: dict[str, Any], outputs: dict[str, Tensor], index: int, size: list[int]
     ) -> None:
-        count = len(batch["id"])
-        # Copying to the host waits until the device has done all of it.
-        probability, uncertainty = outputs["probability"].float().cpu(), doubt(outputs).cpu()
-        seconds = (time.perf_counter() - self._batch_started) / count
-        for index in range(count):
-            row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-            row |= {key: batch[key][index] for key in ("file", "name", "error")}
-            self.rows.append(row)
-            if not row["error"]:
-                size = batch["size"][index].tolist()
-                row["seconds"] = round(seconds, 4)
-                maps = probability[index], uncertainty[index]
-                self._jobs.append(self._pool.submit(self._write, row, size, *maps))
+        maps = outputs["probability"][index], doubt(outputs)[index]
+        self._jobs.append(self._pool.submit(self._write, row, size, *maps))
         # Photographs that wait to be written must not fill the memory.
         while len(self._jobs) > 2 * THREADS:
             self._jobs.pop(0).result()
-        rate = len(self.rows) / (time.perf_counter() - self._started)
-        self._bar.update(self._task, advance=count, rate=rate)
+
+    def close(self) -> None:
+        super().close()
+        self._pool.shutdown()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
         for job in self._jobs:
             job.result()
-        self.rows = gather_rows(self.rows)
-        if trainer.is_global_zero:
-            path = self.folder / "predictions.csv"
-            rows = {row["name"]: row for row in [*read_table(path), *self.rows]}
-            if rows:
-                write_rows(path, sorted(rows.values(), key=lambda row: row["name"]))
-
-    def on_exception(self, *args: Any) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        self._bar.stop()
-        self._pool.shutdown()
+        super().on_predict_end(trainer, pl_module)
 
     def _write(
         self, row: dict[str, Any], size: list[int], probability: Tensor, uncertainty: Tensor
@@ -152,8 +105,6 @@ class PredictionWriter(L.Callback):
         mask = (chance > self.threshold).astype(np.uint8)
         near = _band(mask, BAND * float(np.hypot(*size)))
         row |= {
-            "height": size[0],
-            "width": size[1],
             "lesion_pixels": int(mask.sum()),
             "lesion_fraction": round(float(mask.mean()), 6),
             "components": cv2.connectedComponents(mask, connectivity=8)[0] - 1,
@@ -173,15 +124,6 @@ class PredictionWriter(L.Callback):
             with atomic_path(path) as temporary:
                 kind = {".jpg": "JPEG", ".tiff": "TIFF"}.get(path.suffix, "PNG")
                 Image.fromarray(draw()).save(temporary, format=kind)
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of an earlier `predictions.csv`, none where there is none of ours."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        return list(table) if tuple(table.fieldnames or ()) == COLUMNS else []
 
 
 def _band(mask: np.ndarray, width: float) -> np.ndarray:

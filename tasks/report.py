@@ -4,6 +4,7 @@ import csv
 import html
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table, markdown_table
-from common.runs import find_runs, name_runs
+from common.runs import find_runs, main_score, name_runs
 from lightning_modules.callbacks.pictures import CASES
 
 matplotlib.use("Agg")
@@ -22,6 +23,8 @@ from matplotlib import pyplot as plt
 __all__ = ["run"]
 
 console = Console(highlight=False)
+
+Run = tuple[Path, dict[str, Any]]
 
 HEADER = (
     "experiment",
@@ -32,23 +35,70 @@ HEADER = (
     "parameters",
     "GMAC a call",
     "sampler",
-    "calls a mask",
-    "GMAC a mask",
-    "Dice",
-    "IoU",
-    "HD95 px",
-    "boundary F1",
-    "s a mask",
+    "calls",
+    "GMAC",
 )
-CURVES = ("train/loss", "val/loss", "val/dice")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How runs of one kind are reported.
+
+    Attributes:
+        score: by which they are ordered, drawn and chosen, without `test/`.
+        title: of their part of the page.
+        columns: further scores: heading, name without `test/`, digits; the first is `score`.
+        pictures: files of a run folder by what they show.
+        caption: of these.
+    """
+
+    score: str
+    title: str
+    columns: tuple[tuple[str, str, int], ...]
+    pictures: dict[str, str]
+    caption: str
+
+
+MASKS = Kind(
+    "dice",
+    "Masks",
+    (
+        ("Dice", "dice", 4),
+        ("IoU", "iou", 4),
+        ("HD95 px", "hd95", 2),
+        ("boundary F1", "boundary_f1", 4),
+    ),
+    {case: f"samples/{case}.png" for case in CASES},
+    "image, truth, probability, outlines",
+)
+DIAGNOSES = Kind(
+    "balanced_accuracy",
+    "Diagnoses",
+    (
+        ("balanced accuracy", "balanced_accuracy", 4),
+        ("accuracy", "accuracy", 4),
+        ("top-2", "top2_accuracy", 4),
+        ("AUC", "auc", 4),
+        ("average precision", "average_precision", 4),
+        ("F1", "f1", 4),
+        ("melanoma found", "mel_sensitivity", 4),
+        ("calibration error", "calibration_error", 4),
+    ),
+    {name: f"figures/{name}.png" for name in ("confusion_matrix", "roc", "reliability")},
+    "confusion matrix, ROC, reliability",
+)
+
+
+MEANS = "Scores of the test images, with 95 % intervals."
 
 
 def run(config: dict[str, Any]) -> None:
     """Put every tested run under `paths.runs` on one page.
 
-    Writes `report.md` and the self-contained `report.html` to the run folder: a table with 95 %
-    intervals, Dice against multiply-adds, training curves, and the best, median and worst images
-    of each run.
+    Writes `report.md` and the self-contained `report.html` to the run folder, with a part for runs
+    that predict masks and one for those that diagnose: a table with 95 % intervals, the main score
+    against multiply-adds, training curves, and the best, median and worst images of each run or
+    its figures.
 
     Raises:
         UserError: there is no tested run.
@@ -59,25 +109,31 @@ def run(config: dict[str, Any]) -> None:
         raise UserError(
             f"{folder} has no run with a test; train one, or set paths.runs to the folder of yours."
         )
-    runs.sort(key=lambda run: -run[1]["test"].get("test/dice", 0.0))
-    rows = [_row(path, results) for path, results in runs]
     output = Path(config["paths"]["run"])
     title = f"{len(runs)} runs"
-    text = f"# {title}\n\nMeans over test images, with 95 % intervals.\n\n"
-    write_text_atomic(output / "report.md", text + markdown_table(HEADER, rows))
-    parts = [
-        "<p>Means over test images, with 95 % intervals.</p>",
-        html_table(HEADER, rows),
-        "<h2>Dice against cost</h2>",
-        html_picture(_cost_plot(runs), "png"),
-        *_curves(runs),
-        *_gallery(runs),
-    ]
+    text, parts = [f"# {title}\n\n{MEANS}\n"], [f"<p>{MEANS}</p>"]
+    for kind in (MASKS, DIAGNOSES):
+        chosen = [run for run in runs if main_score(run[1])[0] == kind.score]
+        if not chosen:
+            continue
+        chosen.sort(key=lambda run: -(main_score(run[1])[1] or 0.0))
+        header = (*HEADER, *(column[0] for column in kind.columns), "s an image")
+        rows = [_row(kind, path, results) for path, results in chosen]
+        text.append(f"## {kind.title}\n\n{markdown_table(header, rows)}")
+        parts += [
+            f"<h2>{kind.title}</h2>",
+            html_table(header, rows),
+            f"<h3>{kind.columns[0][0].capitalize()} against cost</h3>",
+            html_picture(_cost_plot(kind, chosen), "png"),
+            *_curves(kind, chosen),
+            *_gallery(kind, chosen),
+        ]
+    write_text_atomic(output / "report.md", "\n".join(text))
     write_text_atomic(output / "report.html", html_page(title, *parts))
     console.print(f"report of {title}: {output / 'report.html'}")
 
 
-def _tested(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _tested(folder: Path) -> Iterator[Run]:
     if not folder.is_dir():
         return
     for experiment in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -86,7 +142,7 @@ def _tested(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
                 yield path, results
 
 
-def _row(path: Path, results: dict[str, Any]) -> list[str]:
+def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
     test, intervals = results["test"], results.get("test_intervals") or {}
     network, data = results["network"], results["data"]
     calls = results.get("calls_per_mask")
@@ -113,41 +169,40 @@ def _row(path: Path, results: dict[str, Any]) -> list[str]:
         f"{sampler['num_steps']} {sampler['name']} x {sampler['ensemble']}" if sampler else "none",
         "" if calls is None else str(calls),
         "" if calls is None else f"{network['gmac'] * calls:.2f}",
-        score("dice", 4),
-        score("iou", 4),
-        score("hd95", 2),
-        score("boundary_f1", 4),
+        *(score(key, digits) for _, key, digits in kind.columns),
         f"{seconds:.3f}",
     ]
 
 
-def _cost_plot(runs: Sequence[tuple[Path, dict[str, Any]]]) -> bytes:
+def _cost_plot(kind: Kind, runs: Sequence[Run]) -> bytes:
     """Draw a point for each run, a colour for each experiment and objective."""
     groups: dict[str, list[tuple[float, float, float, float]]] = {}
     for _, results in runs:
-        dice = results["test"].get("test/dice")
-        if dice is None:
+        value = main_score(results)[1]
+        if value is None:
             continue
         cost = results["network"]["gmac"] * (results.get("calls_per_mask") or 1)
-        low, high = (results.get("test_intervals") or {}).get("test/dice", (dice, dice))
+        interval = (results.get("test_intervals") or {}).get(f"test/{kind.score}")
+        low, high = interval or (value, value)
         words = (results.get("trained_as") or results["experiment"], results.get("objective"))
-        point = (cost, dice, max(0, dice - low), max(0, high - dice))
+        point = (cost, value, max(0, value - low), max(0, high - value))
         groups.setdefault(" ".join(filter(None, words)), []).append(point)
     figure, axis = plt.subplots(figsize=(10, 5), layout="constrained")
     for name, points in groups.items():
-        cost, dice, *error = zip(*points, strict=True)
-        axis.errorbar(cost, dice, yerr=error, fmt="o", capsize=3, label=name)
-    axis.set(xscale="log", xlabel="GMAC a mask", ylabel="Dice")
+        cost, values, *error = zip(*points, strict=True)
+        axis.errorbar(cost, values, yerr=error, fmt="o", capsize=3, label=name)
+    axis.set(xscale="log", xlabel="GMAC an image", ylabel=kind.columns[0][0])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _png(figure)
 
 
-def _curves(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Iterable[str]:
+def _curves(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:
+    keys = ("train/loss", "val/loss", f"val/{kind.score}")
     drawn = [(name, _metrics(path)) for name, (path, _) in zip(name_runs(runs), runs, strict=True)]
-    figure, axes = plt.subplots(1, len(CURVES), figsize=(15, 4), layout="constrained")
+    figure, axes = plt.subplots(1, len(keys), figsize=(15, 4), layout="constrained")
     found = False
-    for axis, key in zip(axes, CURVES, strict=True):
+    for axis, key in zip(axes, keys, strict=True):
         for name, rows in drawn:
             points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]
             if points:
@@ -159,7 +214,7 @@ def _curves(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Iterable[str]:
             axis.set_yscale("log")
     axes[-1].legend(fontsize=7) if found else None
     picture = _png(figure)
-    return ["<h2>Training</h2>", html_picture(picture, "png")] if found else []
+    return ["<h3>Training</h3>", html_picture(picture, "png")] if found else []
 
 
 def _metrics(path: Path) -> list[dict[str, str]]:
@@ -170,14 +225,14 @@ def _metrics(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def _gallery(runs: Sequence[tuple[Path, dict[str, Any]]]) -> Iterable[str]:
+def _gallery(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:
     for name, (path, _) in zip(name_runs(runs), runs, strict=True):
-        pictures = [(case, path / "samples" / f"{case}.png") for case in CASES]
-        present = [(case, file) for case, file in pictures if file.is_file()]
+        pictures = [(what, path / file) for what, file in kind.pictures.items()]
+        present = [(what, file) for what, file in pictures if file.is_file()]
         if present:
-            yield f"<h3>{html.escape(name)}: image, truth, probability, outlines</h3>"
-            for case, file in present:
-                yield html_picture(file.read_bytes(), "png", case)
+            yield f"<h4>{html.escape(name)}: {kind.caption}</h4>"
+            for what, file in present:
+                yield html_picture(file.read_bytes(), "png", what.replace("_", " "))
 
 
 def _png(figure: Any) -> bytes:

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.tree import Tree
 from torch import nn
 
+from common.runs import main_score
+
 __all__ = ["print_results", "print_start"]
 
 _SHOWN = (
@@ -25,7 +27,12 @@ _SHOWN = (
     "trainer",
     "paths",
 )
-_BASELINES = {"otsu": "Otsu's threshold", "constant": "best constant mask"}
+_BASELINES = {
+    "otsu": "Otsu's threshold",
+    "constant": "best constant mask",
+    "majority": "always the most frequent class",
+}
+_SCORES = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}
 console = Console()
 
 
@@ -72,12 +79,12 @@ def _print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) ->
         + "".join(
             f", {datamodule.cache.meta[key]} {what}"
             for key, what in (("empty_masks", "empty masks"), ("full_masks", "full masks"))
-            if datamodule.cache.meta[key]
+            if datamodule.cache.meta.get(key)
         )
     )
     console.print(
         f"Network calls on one image: {validation:,} a validation, {test:,} for the test "
-        f"({module.calls_per_mask:,} a mask)"
+        f"({module.calls_per_mask:,} an image)"
     )
 
 
@@ -100,12 +107,14 @@ def _count(module: nn.Module) -> int:
 
 def _print_teacher(description: Mapping[str, Any]) -> None:
     """Print which teacher was chosen."""
-    dice, objective = description["dice"], description["objective"]
+    objective = description["objective"]
+    known = next((name for name in _SCORES if description.get(name) is not None), None)
+    score = f"{_SCORES[known]} {description[known]:.4f}" if known else "score unknown"
     console.print(
         f"Teacher: {description['network']['name']} from {description['checkpoint']}, "
         + (f"objective {objective}, " if objective else "")
         + f"{description['weights']} weights, "
-        f"test Dice {'unknown' if dice is None else f'{dice:.4f}'}"
+        f"test {score}"
     )
 
 
@@ -116,21 +125,40 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     table = Table(title=title)
     table.add_column("score")
     table.add_column("value", overflow="fold")
+    by_class: dict[str, dict[str, float]] = {}
     for key, value in scores.items():
-        table.add_row(key, f"{value:.4f}")
+        _, score, *name = key.split("/")
+        if name and score != "loss":
+            by_class.setdefault(name[0], {})[score] = value
+        else:
+            table.add_row(key, f"{value:.4f}")
     table.add_row("run folder", _short(folder), style="bold")
     console.print(table)
+    if by_class:
+        _print_classes(by_class)
 
-    table = Table(title="Mean Dice of a test image")
+    score, value = main_score(results)
+    table = Table(title="What it compares with")
     table.add_column("")
-    for column in ("parameters", "GMAC a call", "calls a mask", "Dice"):
+    for column in ("parameters", "GMAC a call", "calls an image", _SCORES[score]):
         table.add_column(column, justify="right")
     teacher = results.get("teacher")
     if teacher:
-        _add_network(table, "teacher", teacher, teacher["dice"])
-    _add_network(table, "student" if teacher else "network", results, scores.get("test/dice"))
-    for name, dice in (results.get("baselines") or {}).items():
-        table.add_row(_BASELINES[name], "-", "-", "-", f"{dice:.4f}")
+        _add_network(table, "teacher", teacher, teacher.get(score))
+    _add_network(table, "student" if teacher else "network", results, value)
+    for name, baseline in (results.get("baselines") or {}).items():
+        table.add_row(_BASELINES[name], "-", "-", "-", f"{baseline:.4f}")
+    console.print(table)
+
+
+def _print_classes(by_class: Mapping[str, Mapping[str, float]]) -> None:
+    """Print a row for each class and a column for each of its scores."""
+    columns = list(dict.fromkeys(score for scores in by_class.values() for score in scores))
+    table = Table("class")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, scores in by_class.items():
+        table.add_row(name, *(f"{scores[c]:.4f}" if c in scores else "-" for c in columns))
     console.print(table)
 
 
@@ -139,12 +167,12 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def _add_network(table: Table, role: str, results: Mapping[str, Any], dice: float | None) -> None:
+def _add_network(table: Table, role: str, results: Mapping[str, Any], score: float | None) -> None:
     network, calls = results["network"], results["calls_per_mask"]
     table.add_row(
         f"{role} ({network['name']})",
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
         "unknown" if calls is None else f"{calls:,}",
-        "unknown" if dice is None else f"{dice:.4f}",
+        "unknown" if score is None else f"{score:.4f}",
     )

@@ -1,7 +1,8 @@
 """What the images of a test say of its scores: intervals and differences."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,19 @@ import numpy as np
 from scipy import stats
 
 from common.errors import UserError
+from lightning_modules.metrics import classification_scores
 
-__all__ = ["bootstrap_interval", "compare_scores", "read_images", "read_scores"]
+__all__ = [
+    "Predictions",
+    "bootstrap_interval",
+    "compare_predictions",
+    "compare_scores",
+    "percentile_interval",
+    "read_images",
+    "read_predictions",
+    "read_scores",
+    "resampled_scores",
+]
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -18,6 +30,93 @@ RESAMPLES = 2000
 BLOCK = 1 << 22
 # Columns of test_images.csv that are no scores.
 _NOT_SCORES = {"id", "lesion_pixels", "predicted_pixels"}
+# Columns of predictions.csv that are no classes.
+FIXED_COLUMNS = ("id", "label", "predicted", "correct", "confidence")
+
+
+@dataclass
+class Predictions:
+    """What a run predicted for the photographs of its test.
+
+    Attributes:
+        ids: of the photographs.
+        labels: their classes as numbers, `(N,)`.
+        probability: of each class, `(N, C)`.
+        classes: their names.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    probability: np.ndarray
+    classes: tuple[str, ...]
+
+    def of(self, ids: list[str]) -> "Predictions":
+        """Return those of some photographs, in their order."""
+        places = {key: place for place, key in enumerate(self.ids)}
+        rows = [places[key] for key in ids]
+        return Predictions(ids, self.labels[rows], self.probability[rows], self.classes)
+
+    def of_truth(self) -> dict[str, dict[str, float]]:
+        """Return the probability of the true class of each photograph, by its id."""
+        true = self.probability[np.arange(len(self.ids)), self.labels]
+        return {
+            key: {"probability_of_truth": float(chance)}
+            for key, chance in zip(self.ids, true, strict=True)
+        }
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Return the diagnoses of a run's test.
+
+    Raises:
+        UserError: the run has no `predictions.csv`, or it is damaged.
+    """
+    path = folder / "predictions.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            rows = list(table)
+            classes = tuple(name for name in table.fieldnames or () if name not in FIXED_COLUMNS)
+        return Predictions(
+            [row["id"] for row in rows],
+            np.array([classes.index(row["label"]) for row in rows]),
+            np.array([[float(row[name]) for name in classes] for row in rows]),
+            classes,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(_unreadable(path, folder, error)) from error
+
+
+def resampled_scores(
+    predictions: Predictions, settings: Mapping[str, Any], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Return every score of diagnoses for 2000 draws of as many photographs as there are.
+
+    Args:
+        predictions: of at least one photograph.
+        settings: arguments of `ClassificationScores`.
+        seed: of the draws, which are the same for all predictions of as many photographs.
+    """
+    count = len(predictions.ids)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return _scores(predictions, settings, draws)
+
+
+def _scores(
+    predictions: Predictions, settings: Mapping[str, Any], weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    names = [name.lower() for name in predictions.classes]
+    known = dict(settings)
+    if str(known.get("positive")).lower() not in names:
+        known["positive"] = None
+    return classification_scores(
+        predictions.probability,
+        predictions.labels,
+        weights,
+        classes=predictions.classes,
+        **known,
+    )
 
 
 def read_images(folder: Path) -> dict[str, dict[str, float]]:
@@ -34,10 +133,14 @@ def read_images(folder: Path) -> dict[str, dict[str, float]]:
                 for row in csv.DictReader(file)
             }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}); test the run again with "
-            f"`python run.py task=test checkpoint={folder}/checkpoints/best.ckpt`."
-        ) from error
+        raise UserError(_unreadable(path, folder, error)) from error
+
+
+def _unreadable(path: Path, folder: Path, error: Exception) -> str:
+    return (
+        f"{path} cannot be read ({type(error).__name__}); test the run again with "
+        f"`python run.py task=test checkpoint={folder}/checkpoints/best.ckpt`."
+    )
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
@@ -48,7 +151,14 @@ def read_scores(folder: Path) -> dict[str, np.ndarray]:
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0) -> list[float]:
     """Return the 95 % percentile interval of a mean over images, drawn from them 2000 times."""
-    low, high = np.quantile(_resampled_means(values, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return percentile_interval(_resampled_means(values, seed))
+
+
+def percentile_interval(resampled: np.ndarray) -> list[float]:
+    """Return what 95 % of resampled values lie between; values that are nan are left out."""
+    if np.isnan(resampled).all():
+        return [float("nan"), float("nan")]
+    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
@@ -81,11 +191,7 @@ def compare_scores(
     Raises:
         UserError: they share no image.
     """
-    ids = sorted(first.keys() & second.keys())
-    if not ids:
-        raise UserError(
-            "The runs have no test image in common; compare runs on the same data and split."
-        )
+    ids = _shared(first, second)
     shared = [name for name in first[ids[0]] if name in second[ids[0]]]
     result = {}
     for name in shared:
@@ -100,3 +206,56 @@ def compare_scores(
             "images": len(ids),
         }
     return result
+
+
+def compare_predictions(
+    first: Predictions, second: Predictions, settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Compare the diagnoses of two runs on the photographs that both have.
+
+    Args:
+        first, second: as `read_predictions` returns.
+        settings: arguments of `ClassificationScores`.
+
+    Returns:
+        As `compare_scores`, with `p` of a bootstrap test: twice the share of draws in which the
+        difference has the rarer sign.
+
+    Raises:
+        UserError: they share no photograph, or tell other classes apart.
+    """
+    if first.classes != second.classes:
+        raise UserError(
+            f"The runs tell other classes apart, {', '.join(first.classes)} and "
+            f"{', '.join(second.classes)}; compare runs on the same data."
+        )
+    ids = _shared(first.ids, second.ids)
+    both = [run.of(ids) for run in (first, second)]
+    values = [_scores(run, settings) for run in both]
+    drawn = [resampled_scores(run, settings) for run in both]
+    result = {}
+    for name in values[0]:
+        one, other = (float(scores[name]) for scores in values)
+        if np.isnan(one) or np.isnan(other):
+            continue
+        changes = drawn[1][name] - drawn[0][name]
+        changes = changes[~np.isnan(changes)]
+        rarer = min((changes <= 0).sum(), (changes >= 0).sum())
+        result[name] = {
+            "first": one,
+            "second": other,
+            "difference": other - one,
+            "interval": percentile_interval(changes),
+            "p": float(min(1.0, 2 * (rarer + 1) / (len(changes) + 1))),
+            "images": len(ids),
+        }
+    return result
+
+
+def _shared(first: Iterable[str], second: Iterable[str]) -> list[str]:
+    ids = sorted(set(first) & set(second))
+    if not ids:
+        raise UserError(
+            "The runs have no test image in common; compare runs on the same data and split."
+        )
+    return ids

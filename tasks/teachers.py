@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.runs import find_runs, read_results
+from common.runs import find_runs, main_score, read_results
 from lightning_modules.teacher import FrozenTeacher
-from tasks.build import build_module, build_network, describe_network, needs_schedule
+from tasks.build import build_module, build_network, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights
 from tasks.configuration import get_value
 
@@ -53,26 +53,36 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
 
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
-        parameters, GMAC), `calls_per_mask` and `dice`, the last two as its own run tested it.
+        parameters, GMAC), `calls_per_mask`, and `dice` or `balanced_accuracy`, the last ones as its
+        own run tested it.
 
     Raises:
-        UserError: there is none, it is broken, it was trained with another image size or
-            normalisation than the student will be, on another split of the same dataset or, where
-            both denoise, with another noise schedule; or `teacher.sampler` is not for it.
+        UserError: there is none, it is broken, it was trained for another kind of task, with
+            another image size, normalisation or other classes than the student will be, on another
+            split of the same dataset or, where both denoise, with another noise schedule; or
+            `teacher.sampler` is not for it.
     """
     path = find_teacher(config)
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
-    denoises = needs_schedule(trained)
+    kind, ours = method_kind(trained), method_kind(config)
+    if (kind == "classification") != (ours == "classification"):
+        raise UserError(
+            f"The teacher {path} was trained for {kind}, and the student is for {ours}; choose "
+            "another teacher."
+        )
+    denoises = kind == "diffusion"
     keys = [f"datamodule.{name}" for name in ("image_size", "normalization", "letterbox")]
-    if denoises and needs_schedule(config):
+    if denoises and ours == "diffusion":
         keys.insert(0, "schedule")
+    if kind == "classification":
+        keys.append("lightning_module.classes")
     for key in keys:
-        theirs, ours = get_value(trained, key), get_value(config, key)
+        its, wanted = get_value(trained, key), get_value(config, key)
         # A switch that is off need not be in an older checkpoint.
-        if (theirs or None) != (ours or None):
+        if (its or None) != (wanted or None):
             raise UserError(
-                f"The teacher {path} was trained with {key}={theirs}, the student has {ours}; "
+                f"The teacher {path} was trained with {key}={its}, the student has {wanted}; "
                 "make them equal or choose another teacher."
             )
     _check_split(path, trained["datamodule"], config["datamodule"])
@@ -95,7 +105,7 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         "objective": trained["lightning_module"].get("objective"),
         "network": describe_network(network, trained),
         "calls_per_mask": results.get("calls_per_mask"),
-        "dice": (results.get("test") or {}).get("test/dice"),
+        **dict([main_score(results)]),
     }
     return FrozenTeacher(module), description
 

@@ -7,14 +7,20 @@ from typing import Any
 import lightning as L
 
 from common.errors import UserError
-from tasks.baselines import trivial_baselines
-from tasks.build import build_datamodule, build_module
+from tasks.baselines import majority_baseline, trivial_baselines
+from tasks.build import build_datamodule, build_module, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights, network_from_checkpoint
 from tasks.configuration import checkpoint_config
 from tasks.inference import accelerate
 from tasks.records import RunRecord
 from tasks.screen import print_results, print_start
-from tasks.statistics import bootstrap_interval, read_scores
+from tasks.statistics import (
+    bootstrap_interval,
+    percentile_interval,
+    read_predictions,
+    read_scores,
+    resampled_scores,
+)
 from tasks.training import build_trainer, log_config
 
 __all__ = ["evaluate", "run"]
@@ -66,10 +72,12 @@ def evaluate(
     """Load a checkpoint's averaged weights into a module and test it.
 
     Returns:
-        `test` (the metrics by key), `test_intervals` (their 95 % intervals over images, where they
-        are means over images), `tested_images`, `resolution`, `test_seconds` and `baselines`.
+        `test` (the metrics by key), `test_intervals` (the 95 % bootstrap intervals over images of
+        those that are means over images, and of all scores of diagnoses), `tested_images`,
+        `resolution`, `test_seconds` and `baselines`.
     """
-    resolution = config["metrics"]["resolution"]
+    diagnoses = method_kind(config) == "classification"
+    resolution = "model" if diagnoses else config["metrics"]["resolution"]
     if resolution == "native":
         datamodule.test_at_native_size()
     load_weights(module, load_checkpoint(checkpoint), checkpoint, "ema", "checkpoint")
@@ -79,16 +87,21 @@ def evaluate(
     seconds = time.monotonic() - started
     baselines, intervals, tested = {}, {}, 0
     if trainer.is_global_zero:
-        scores = read_scores(Path(config["paths"]["run"]))
+        folder = Path(config["paths"]["run"])
+        scores = read_scores(folder)
         tested = len(next(iter(scores.values()), ()))
-        intervals = {
-            f"test/{name}": bootstrap_interval(values)
-            for name, values in scores.items()
-            if f"test/{name}" in metrics
-        }
-        train = datamodule.datasets["train"]
-        masks = train.cache.lesions(train.indices)
-        baselines = trivial_baselines(masks, datamodule.datasets["test"])
+        train, test = (datamodule.datasets[part] for part in ("train", "test"))
+        if diagnoses:
+            drawn = resampled_scores(read_predictions(folder), config["metrics"])
+            intervals = {f"test/{name}": percentile_interval(v) for name, v in drawn.items()}
+            baselines = majority_baseline(train.labels, test.labels[:tested])
+        else:
+            intervals = {
+                f"test/{name}": bootstrap_interval(values)
+                for name, values in scores.items()
+                if f"test/{name}" in metrics
+            }
+            baselines = trivial_baselines(train.cache.lesions(train.indices), test)
     return {
         "test": metrics,
         "test_intervals": intervals,

@@ -1,6 +1,7 @@
 """What happens around training: averages, learning rate, a last validation, records, pictures."""
 
 from lightning_modules.callbacks.config_record import ConfigRecord
+from lightning_modules.callbacks.diagnoses import Diagnoses
 from lightning_modules.callbacks.ema import EMA
 from lightning_modules.callbacks.final_validation import FinalValidation
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
@@ -9,11 +10,13 @@ from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.plateau import Plateau
 from lightning_modules.callbacks.profile import Profile
 from lightning_modules.callbacks.random_state import RandomState
+from lightning_modules.callbacks.steps import Steps
 from lightning_modules.callbacks.test_images import TestImages
 
 __all__ = [
     "EMA",
     "ConfigRecord",
+    "Diagnoses",
     "FinalValidation",
     "LastCheckpoint",
     "MetricsFile",
@@ -21,5 +24,6 @@ __all__ = [
     "Plateau",
     "Profile",
     "RandomState",
+    "Steps",
     "TestImages",
 ]

@@ -30,7 +30,7 @@ CASE_IMAGES = 3
 
 
 class Pictures(L.Callback):
-    """Draws the first sampled masks of each validation and of the test.
+    """Draws the first sampled masks of each validation and of the test, where there are masks.
 
     A row is: image, true mask, sampled probability, and both outlines on the image (truth green,
     prediction blue). They are written to `samples/step_<n>.png` and `samples/test.png`, and logged
@@ -62,7 +62,7 @@ class Pictures(L.Callback):
         batch: dict[str, Any],
         *args: Any,
     ) -> None:
-        if not trainer.is_global_zero or "probability" not in (outputs or {}):
+        if not trainer.is_global_zero or not _shows_masks(outputs, batch):
             return
         for index, probability in enumerate(outputs["probability"]):
             if len(self._rows) >= self.num_images:
@@ -79,7 +79,7 @@ class Pictures(L.Callback):
         *args: Any,
     ) -> None:
         self.on_validation_batch_end(trainer, pl_module, outputs, batch, *args)
-        if not self.num_images:
+        if not self.num_images or not _shows_masks(outputs, batch):
             return
         for index, dice in enumerate(outputs["per_image"]["dice"].tolist()):
             # At one byte a value, a thousand images of 128 px take 80 MB.
@@ -124,6 +124,13 @@ class Pictures(L.Callback):
             elif isinstance(logger, TensorBoardLogger):
                 step = trainer.global_step
                 logger.experiment.add_image(key, picture, step, dataformats="HWC")
+
+
+def _shows_masks(outputs: dict[str, Any] | None, batch: dict[str, Any]) -> bool:
+    """Say whether a step returns mask probabilities and their truth is known."""
+    # Those of diagnoses are (B, C), and their batches have no masks.
+    probability = (outputs or {}).get("probability")
+    return "mask" in batch and probability is not None and probability.ndim == 4
 
 
 def _cases(count: int) -> dict[str, slice]:

@@ -16,6 +16,7 @@ __all__ = [
     "auxiliary_bce_loss",
     "auxiliary_kd_loss",
     "bernoulli_kl_loss",
+    "check_temperature",
     "logit_kd_loss",
     "probability_kd_loss",
 ]
@@ -34,7 +35,7 @@ def logit_kd_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1
     Raises:
         UserError: `temperature` is not positive.
     """
-    _check_temperature("logit_kd", temperature)
+    check_temperature("logit_kd", temperature)
     teacher = _matched(teacher_logits, logits)
     loss = bce_loss(at_least_float32(logits) / temperature, (teacher / temperature).sigmoid())
     return temperature**2 * loss
@@ -57,7 +58,7 @@ def bernoulli_kl_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
-    _check_temperature("bernoulli_kl", temperature)
+    check_temperature("bernoulli_kl", temperature)
     student = at_least_float32(logits) / temperature
     teacher = _matched(teacher_logits, logits) / temperature
     divergence = sum(
@@ -116,6 +117,11 @@ def _matched(teacher: Tensor, student: Tensor) -> Tensor:
     return F.interpolate(teacher, size, mode="bilinear", align_corners=False)
 
 
-def _check_temperature(term: str, temperature: float) -> None:
+def check_temperature(term: str, temperature: float) -> None:
+    """Refuse a temperature by which logits cannot be divided.
+
+    Raises:
+        UserError: it is not positive.
+    """
     if not temperature > 0:
         raise UserError(f"losses.{term}.temperature={temperature} must be above 0, such as 1.")

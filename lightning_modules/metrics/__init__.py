@@ -1,7 +1,16 @@
-"""Metrics of segmentation masks on top of torchmetrics."""
+"""Metrics of segmentation masks and of diagnoses on top of torchmetrics."""
 
 from lightning_modules.metrics.batch_pooled import BatchPooledScores, batch_pooled_scores
 from lightning_modules.metrics.boundary import BOUNDARY_SCORES, boundary_scores
+from lightning_modules.metrics.classification import (
+    ClassificationScores,
+    Reliability,
+    RocCurve,
+    classification_scores,
+    confusion_matrix,
+    reliability,
+    roc_curves,
+)
 from lightning_modules.metrics.means import LossMeans
 from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
 from lightning_modules.metrics.segmentation import SegmentationScores
@@ -17,16 +26,23 @@ __all__ = [
     "BOUNDARY_SCORES",
     "BatchPooledScores",
     "CalibrationError",
+    "ClassificationScores",
     "DoubtScores",
     "LossMeans",
     "OverlapMetrics",
+    "Reliability",
+    "RocCurve",
     "SegmentationScores",
     "batch_pooled_scores",
     "boundary_scores",
+    "classification_scores",
+    "confusion_matrix",
     "dice_score",
     "doubt",
     "expected_dice",
     "iou_score",
     "overlap_counts",
+    "reliability",
+    "roc_curves",
     "uncertainty_correlation",
 ]

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -54,6 +55,25 @@ def test_at_most_the_asked_number_of_rows_is_drawn(tmp_path):
 def test_batches_without_samples_draw_nothing(tmp_path):
     assert not draw(tmp_path, 5, make_batch(2), {}).exists()
     assert not draw(tmp_path, 0, make_batch(2), {"probability": make_batch(2)["mask"]}).exists()
+
+
+@pytest.mark.parametrize("missing", ["mask", "map", "output"])
+def test_diagnoses_and_unknown_masks_are_not_drawn(tmp_path, missing):
+    batch = make_batch(2)
+    outputs = {
+        "probability": torch.full((2, 4), 0.25) if missing == "map" else batch["mask"],
+        "per_image": {"correct": torch.ones(2)},
+    }
+    if missing == "mask":
+        del batch["mask"]
+    if missing == "output":
+        outputs = None
+    assert not draw(tmp_path, 5, batch, outputs).exists()
+    callback, trainer = Pictures(tmp_path, 5), make_trainer()
+    callback.on_test_start(trainer, None)
+    callback.on_test_batch_end(trainer, None, outputs, batch, 0)
+    callback.on_test_end(trainer, None)
+    assert not (tmp_path / "samples").exists()
 
 
 def test_a_test_leaves_its_best_median_and_worst_images(tmp_path):
