@@ -80,7 +80,8 @@ class ClassificationDataModule(CachedDataModule):
 
     # In the order of their labels.
     classes: tuple[str, ...]
-    # Names of the numbers in `metadata`; empty where batches have none.
+    # Names of the numbers that batches can have in `metadata`, and of those that they have.
+    available_metadata: tuple[str, ...] = ()
     metadata_columns: tuple[str, ...] = ()
     dataset_class: ClassVar = ClassificationDataset
     testable = True

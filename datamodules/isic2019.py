@@ -65,13 +65,14 @@ class ISIC2019(ClassificationDataModule):
         Download(f"{ISIC_ARCHIVE}/2019/{METADATA}"),
         Download(f"{ISIC_ARCHIVE}/2019/{IMAGES}.zip", 25331),
     )
+    available_metadata = (AGE, *SEXES, *SITES)
     group_source = f"get {METADATA} from {SOURCE}, or choose another datamodule.split."
 
     def __init__(self, *arguments: Any, metadata: bool = False, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.metadata = metadata
         if metadata:
-            self.metadata_columns = (AGE, *SEXES, *SITES)
+            self.metadata_columns = self.available_metadata
 
     def dataset_settings(self) -> dict[str, Any]:
         metadata = None

@@ -238,7 +238,7 @@ class DiffusionSegmentation(MaskModule):
             losses = self.fixed_losses(batch, "test", self.test_terms)
             self.test_losses.update(losses, len(batch["id"]))
         result = self.predict(batch)
-        return {**result, "per_image": self.test_scores.update(result, batch)}
+        return {**result, "per_image": self.score_test(result, batch)}
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Any], ensemble: int | None = None) -> dict[str, Tensor]:

@@ -47,5 +47,9 @@ class MaskModule(Method):
         return self.test_scores.compute()
 
     def score_validation(self, result: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        """Add the predicted masks of a batch to the scores of a validation."""
         self.val_overlap.update(overlap_counts(result["probability"] > 0.5, batch["mask"]))
+
+    def score_test(
+        self, result: Mapping[str, Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        return self.test_scores.update(result, batch)

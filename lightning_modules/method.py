@@ -64,6 +64,16 @@ class Method(L.LightningModule):
         """Return `probability`, and `uncertainty` of the same shape where there is one."""
 
     @abstractmethod
+    def score_validation(self, result: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
+        """Add the predictions of a batch to the scores of a validation."""
+
+    @abstractmethod
+    def score_test(
+        self, result: Mapping[str, Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Add a batch to the scores of a test; return what is said of each image by name."""
+
+    @abstractmethod
     def compute_validation_scores(self) -> dict[str, Tensor]:
         """Return the scores of the validation that has ended, by name, and forget them."""
 

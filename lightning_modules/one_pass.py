@@ -27,16 +27,6 @@ class OnePass(Method):
     def prediction(self, answer: Answer) -> dict[str, Any]:
         """Return what `predict` does of a network's answer."""
 
-    @abstractmethod
-    def score_validation(self, result: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        """Add the predictions of a batch to the scores of a validation."""
-
-    @abstractmethod
-    def score_test(
-        self, result: Mapping[str, Tensor], batch: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        """Add a batch to the scores of a test; return what is said of each image by name."""
-
     def respond(self, batch: Mapping[str, Any], losses: WeightedSum | None) -> Answer:
         """Call the network once and return what the loss terms take of it, `logits` at least."""
         return {"logits": self.network(batch["image"]).float()}

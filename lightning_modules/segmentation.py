@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from lightning_modules.losses import bce_loss, dice_loss, focal_loss
 from lightning_modules.masks import MaskModule
 from lightning_modules.one_pass import Answer, OnePass
@@ -28,8 +26,3 @@ class Segmentation(OnePass, MaskModule):
     def prediction(self, answer: Answer) -> dict[str, Any]:
         logits = answer["logits"].detach()
         return {"probability": logits.sigmoid(), "logits": logits}
-
-    def score_test(
-        self, result: Mapping[str, Tensor], batch: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        return self.test_scores.update(result, batch)

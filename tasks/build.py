@@ -164,8 +164,10 @@ def complete(config: dict[str, Any]) -> None:
     if classes is None:
         return
     config["lightning_module"]["classes"] = list(classes)
+    network = look_up(networks, config["network"]["name"], "network.name")
     kwargs = config["network"].setdefault("kwargs", {})
-    kwargs["num_classes"] = len(classes)
+    if _parameter(network, "num_classes"):
+        kwargs["num_classes"] = len(classes)
     if data.get("metadata"):
         kwargs["metadata"] = len(datamodule.available_metadata)
 

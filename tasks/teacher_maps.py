@@ -26,8 +26,13 @@ def check_cacheable(module: L.LightningModule) -> None:
     """Refuse a student that needs more of its teacher than a probability for each image.
 
     Raises:
-        UserError: a loss term does.
+        UserError: a loss term does, or the student diagnoses.
     """
+    if module.kind == "classification":
+        raise UserError(
+            "teacher.cached=true keeps a teacher's masks, and a classifier has none; set "
+            "teacher.cached=false."
+        )
     for name, term in _LIVE.items():
         if module.losses.needs(name):
             raise UserError(

@@ -16,8 +16,12 @@ from tasks import test as test_task
 from tasks.build import build_network
 from tasks.statistics import read_images
 
+# Those that diagnose have their tests in test_diagnosis.py.
+DIAGNOSES = ("classifier_", "d_kd_", "ssd_")
 EXPERIMENTS = sorted(
-    path.stem for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
+    path.stem
+    for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
+    if not path.name.startswith(DIAGNOSES)
 )
 TEACHER_OF = {
     name: name.replace("efkd_", "teacher_") for name in EXPERIMENTS if name.startswith("efkd_")

@@ -12,6 +12,7 @@ from lightning_modules import processes
 
 def test_rooms_export_what_can_be_chosen():
     assert set(networks.__all__) == {
+        "Classifier",
         "DeepLabV3",
         "DeepLabV3Plus",
         "DermoSegDiff",
@@ -24,10 +25,13 @@ def test_rooms_export_what_can_be_chosen():
     assert set(datamodules.__all__) >= {"HAM10000", "ISIC2018", "Synthetic", "edge_distance"}
     assert set(lightning_modules.__all__) == {
         "AuxiliaryHeads",
+        "Classification",
+        "ClassificationDistillation",
         "DiffusionSegmentation",
         "EdgeFocusedDistillation",
         "Segmentation",
         "SegmentationDistillation",
+        "SelfSupervisedHead",
     }
     assert {"DDIM", "DDPM"} <= set(processes.__all__)
     assert "Sampler" not in processes.__all__

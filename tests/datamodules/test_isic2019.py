@@ -1,17 +1,20 @@
-"""ISIC 2019: classes, the references' split, lesions that stay together, and rotated views."""
+"""ISIC 2019: classes, the references' split, lesions that stay together, views and metadata."""
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.errors import UserError
 from datamodules import ISIC2019
 from datamodules.isic2019 import reference_order
 from datamodules.splits import grouped_split, stratified_grouped_split
+from datamodules.synthetic import synthesise_lesion
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "ssd_kd"
 COLUMNS = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC", "UNK")
@@ -26,11 +29,21 @@ def name(index):
     return f"ISIC_{index:07d}" + ("_downsampled" if index % 7 == 0 else "")
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder with 60 made-up images, drawn once."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for index in range(COUNT):
+        image, _ = synthesise_lesion(0, index)
+        Image.fromarray(image).save(folder / f"{name(index)}.jpg", quality=95)
+    return folder
+
+
 @pytest.fixture
-def root(pairs, tmp_path):
+def root(photographs, tmp_path):
     """60 images; two of every three share a lesion with the next one, and some have none given."""
     root = tmp_path / "isic2019"
-    pairs(root / "ISIC_2019_Training_Input", None, [name(i) for i in range(COUNT)])
+    shutil.copytree(photographs, root / "ISIC_2019_Training_Input")
     rows = [",".join(["image", *COLUMNS])]
     for index, label in enumerate(labels()):
         rows.append(",".join([name(index), *("1.0" if c == label else "0.0" for c in COLUMNS)]))
@@ -39,10 +52,12 @@ def root(pairs, tmp_path):
     return root
 
 
-def write_metadata(root, lesions):
+def write_metadata(root, lesions, patients=None):
     rows = ["image,age_approx,anatom_site_general,lesion_id,sex"]
     # In another order than the table of diagnoses.
-    rows += [f"{name(i)},50.0,,{lesions[i]},male" for i in reversed(range(COUNT))]
+    for index in reversed(range(COUNT)):
+        age, site, sex = (patients or {}).get(index, ("50.0", "", "male"))
+        rows.append(f"{name(index)},{age},{site},{lesions[index]},{sex}")
     (root / "ISIC_2019_Training_Metadata.csv").write_text("\n".join(rows))
 
 
@@ -77,6 +92,33 @@ def test_a_split_that_has_a_lesion_in_two_parts_must_be_asked_for(root, load):
         UserError, match=r"images of \d+ lesion\(s\) in more than one part, first I"
     ):
         load(ISIC2019, root, split="reference")
+
+
+def test_the_split_and_class_weights_are_the_golden_ones(load, tmp_path):
+    golden = json.loads((GOLDEN / "split_and_weights.json").read_text())["cases"][0]
+    with np.load(GOLDEN / "split_and_weights.npz") as arrays:
+        values = {key.removeprefix("case0/"): arrays[key] for key in arrays}
+    diagnoses = values["in/label_index_in_MEL_NV_BCC_AK_BKL_DF_VASC_SCC"]
+    folder = tmp_path / "isic2019" / "ISIC_2019_Training_Input"
+    folder.mkdir(parents=True)
+    rows = [",".join(["image", *COLUMNS])]
+    for index, diagnosis in enumerate(diagnoses):
+        Image.new("RGB", (8, 8)).save(folder / f"ISIC_{index:07d}.jpg")
+        hot = ["1.0" if place == diagnosis else "0.0" for place in range(9)]
+        rows.append(",".join([f"ISIC_{index:07d}", *hot]))
+    (folder.parent / "ISIC_2019_Training_GroundTruth.csv").write_text("\n".join(rows))
+    datamodule = load(ISIC2019, folder.parent, split="reference", image_size=8)
+
+    assert list(datamodule.classes) == golden["class_order_alphabetical"]
+    folds = dict(zip(values["out/train_ids"], values["out/train_folder"], strict=True))
+    expected = {key: "val" if fold == 2 else "train" for key, fold in folds.items()}
+    expected |= dict.fromkeys(values["out/test_ids"], "test")
+    assert {int(key[5:]): part for key, part in datamodule.parts.items()} == expected
+    numbers = dict(zip(values["out/train_ids"], values["out/train_class_number"], strict=True))
+    for part in ("train", "val"):
+        dataset = datamodule.datasets[part]
+        assert dataset.labels.tolist() == [numbers[int(key[5:])] for key in dataset.ids]
+    assert datamodule.class_weights == values["out/class_weights_fold2"].tolist()
 
 
 def test_lesions_stay_together_and_classes_in_proportion(root, load):
@@ -153,6 +195,83 @@ def test_views_are_mirrored_half_of_the_time_and_augmented_apart(root, load):
         turned = [torch.rot90(view, -turn, dims=(1, 2)) for turn, view in enumerate(views)]
         kinds.add(len({tuple(view.flatten().tolist()) for view in turned}))
     assert kinds - {1}, "not all views are augmented alike"
+
+
+# Age, site and sex as in the table, and the numbers that stand for them.
+PATIENTS = {
+    5: (("45.0", "oral/genital", "female"), [45, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0]),
+    6: (("", "", ""), [0] * 11),
+    8: (("80", "anterior torso", "male"), [80, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0]),
+    9: (("", "upper extremity", ""), [0] * 10 + [1]),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"views": True, "num_workers": 1}])
+def test_metadata_comes_with_its_image(root, load, settings):
+    write_metadata(root, list(range(COUNT)), {i: given for i, (given, _) in PATIENTS.items()})
+    datamodule = load(ISIC2019, root, metadata=True, split="random", **settings)
+    assert datamodule.metadata_columns == (
+        "age_approx",
+        "female",
+        "male",
+        "anterior torso",
+        "head/neck",
+        "lateral torso",
+        "lower extremity",
+        "oral/genital",
+        "palms/soles",
+        "posterior torso",
+        "upper extremity",
+    )
+    expected = {name(i): numbers for i, (_, numbers) in PATIENTS.items()}
+    found = 0
+    for part in ("train", "val", "test"):
+        for batch in getattr(datamodule, f"{part}_dataloader")():
+            assert batch["metadata"].dtype == torch.float32
+            for key, numbers in zip(batch["id"], batch["metadata"].tolist(), strict=True):
+                assert numbers == expected.get(key, [50, 0, 1, *[0] * 8]), key
+                found += key in expected
+    assert found >= len(expected)
+
+
+def test_without_metadata_nothing_is_asked_of_it(root, load):
+    write_metadata(root, list(range(COUNT)), {5: ("old", "knee", "x")})
+    assert load(ISIC2019, root).metadata_columns == ()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda r: (r / "ISIC_2019_Training_Metadata.csv").unlink(),
+            r"^datamodule.metadata=true needs .*Metadata.csv, which is missing; get it from chall",
+        ),
+        (
+            lambda r: change(r / "ISIC_2019_Training_Metadata.csv", "sex", "gender"),
+            r"Metadata.csv has no columns sex; get it from",
+        ),
+        (
+            lambda r: write_metadata(r, list(range(COUNT)), {5: ("old", "", "male")}),
+            r"has age_approx=old for ISIC_0000005; give a number of years, or leave it empty\.",
+        ),
+        (
+            lambda r: write_metadata(r, list(range(COUNT)), {5: ("nan", "", "male")}),
+            r"has age_approx=nan for ISIC_0000005",
+        ),
+        (
+            lambda r: write_metadata(r, list(range(COUNT)), {5: ("50", "knee", "male")}),
+            r"has anatom_site_general=knee for ISIC_0000005; give one of anterior torso, head/",
+        ),
+        (
+            lambda r: write_metadata(r, list(range(COUNT)), {5: ("50", "", "Male")}),
+            r"has sex=Male for ISIC_0000005; give one of female, male, or leave it empty\.",
+        ),
+    ],
+)
+def test_metadata_that_cannot_be_had_is_named(root, load, damage, message):
+    damage(root)
+    with pytest.raises(UserError, match=message):
+        load(ISIC2019, root, metadata=True, split="random")
 
 
 def change(path, old, new):

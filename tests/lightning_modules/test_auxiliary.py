@@ -94,7 +94,7 @@ def test_it_predicts_as_its_network_and_gives_its_maps(unet, lesions, calls):
     assert torch.equal(result["probability"], unet(batch["image"]).sigmoid())
     assert set(result["auxiliary"]) == set(PATHS)
     assert all(maps.shape == batch["mask"].shape for maps in result["auxiliary"].values())
-    losses, answer = module.segmentation_losses(batch, module.losses)
+    losses, answer = module.weighted_losses(batch, module.losses)
     expected = sum(bce_loss(answer["auxiliary"][name], batch["mask"]) for name in PATHS)
     torch.testing.assert_close(losses["loss"], expected)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from lightning_modules.features import check_paths, feature_channels, watch
+from lightning_modules.features import check_paths, feature_shapes, last_map, watch, watched
 
 
 @pytest.fixture
@@ -40,16 +40,17 @@ def test_nothing_is_left_behind(network):
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_channels_are_found_without_weights(network):
+def test_shapes_are_found_without_weights(network):
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    assert feature_channels(network, {"a": "0", "b": "1"}, "key") == {"a": 6, "b": 9}
+    shapes = feature_shapes(network, {"a": "0", "b": "1"}, "key", size=32)
+    assert shapes == {"a": (6, 32, 32), "b": (9, 16, 16)}
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert {p.device.type for p in network.parameters()} == {"cpu"}
 
 
-def test_statistics_do_not_move_while_channels_are_counted():
+def test_statistics_do_not_move_while_shapes_are_found():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
-    feature_channels(network, {"a": "1"}, "key")
+    feature_shapes(network, {"a": "1"}, "key")
     assert network[1].num_batches_tracked == 0
     assert torch.equal(network[1].running_mean, torch.zeros(4))
 
@@ -62,4 +63,24 @@ def test_a_wrong_path_is_named_with_some_that_exist(network):
 def test_a_module_without_feature_map_is_refused():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
     with pytest.raises(UserError, match="key.a=2 gives no feature map"):
-        feature_channels(network, {"a": "2"}, "key")
+        feature_shapes(network, {"a": "2"}, "key")
+    assert feature_shapes(network, {"a": "2"}, "key", ndim=1) == {"a": (2,)}
+    with pytest.raises(UserError, match="key.a=0 gives no vector"):
+        feature_shapes(network, {"a": "0"}, "key", ndim=1)
+
+
+def test_output_and_features_come_together(network):
+    image = torch.rand(2, 3, 8, 8)
+    output, features = watched(network, {"stem": "0"}, image)
+    assert torch.equal(output, network(image))
+    assert torch.equal(features["stem"], network[0](image))
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_the_last_map_is_the_one_before_pooling():
+    pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(5, 5, 1), nn.Flatten())
+    stage = nn.Sequential(nn.Conv2d(4, 5, 3), nn.ReLU())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), stage, pooling)
+    assert last_map(network, "key") == "1"
+    with pytest.raises(UserError, match="Sequential gives no feature map; set key to the path"):
+        last_map(nn.Sequential(nn.Flatten()), "key")

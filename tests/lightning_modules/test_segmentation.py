@@ -19,7 +19,7 @@ def make(network, losses=None, **settings):
 def test_losses_are_weighted_by_name(unet, lesions):
     losses = {"bce": {"weight": 2}, "dice": {"weight": 0.5}, "focal": {"weight": 0.25}}
     batch = lesions()
-    values, answer = make(unet, losses).segmentation_losses(batch, make(unet, losses).losses)
+    values, answer = make(unet, losses).weighted_losses(batch, make(unet, losses).losses)
     logits, mask = answer["logits"], batch["mask"]
     assert values["bce"].item() == pytest.approx(
         F.binary_cross_entropy_with_logits(logits, mask).item()
@@ -81,7 +81,7 @@ def test_scores_of_batches_are_a_switch(unet, lesions, make_trainer):
 def test_losses_are_in_float32_under_autocast(unet, lesions):
     module, batch = make(unet), lesions()
     with torch.autocast("cpu", torch.bfloat16):
-        values, answer = module.segmentation_losses(batch, module.losses)
+        values, answer = module.weighted_losses(batch, module.losses)
     assert answer["logits"].dtype == values["loss"].dtype == torch.float32
     values["loss"].backward()
     assert {p.grad.dtype for p in unet.parameters()} == {torch.float32}

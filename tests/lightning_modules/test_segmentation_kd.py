@@ -53,7 +53,7 @@ def teacher():
 def test_every_term_compares_what_it_says(unet, teacher, lesions):
     module = make(unet, teacher, ALL, auxiliary=PATHS)
     batch = lesions()
-    values, answer = module.segmentation_losses(batch, module.losses)
+    values, answer = module.weighted_losses(batch, module.losses)
     theirs = teacher.predict(batch)
     logits, maps = answer["logits"], answer["auxiliary"]
     expected = {
@@ -136,11 +136,11 @@ def test_a_diffusion_teacher_teaches_by_its_probability(unet, tiny_network, lesi
     module = make(unet, teacher, {"logit_kd": {"weight": 1}})
     batch = lesions()
     chance = teacher.predict(batch)["probability"]
-    values, answer = module.segmentation_losses(batch, module.losses)
+    values, answer = module.weighted_losses(batch, module.losses)
     expected = bce_loss(answer["logits"], chance.clamp(1 / 510, 1 - 1 / 510))
     torch.testing.assert_close(values["loss"], expected)
     known = {**batch, "teacher_probability": torch.full_like(chance, 0.25)}
-    values, answer = module.segmentation_losses(known, module.losses)
+    values, answer = module.weighted_losses(known, module.losses)
     expected = bce_loss(answer["logits"], known["teacher_probability"])
     torch.testing.assert_close(values["loss"], expected)
 
@@ -177,5 +177,5 @@ def test_a_teacher_without_the_heads_is_refused(unet, teacher):
 def test_the_teacher_is_not_asked_when_its_terms_are_off(unet, lesions, calls, teacher):
     seen = calls(teacher.network)
     module = make(unet, teacher, {"bce": {"weight": 1}, "logit_kd": {"weight": 0}})
-    module.segmentation_losses(lesions(), module.losses)
+    module.weighted_losses(lesions(), module.losses)
     assert seen == []

@@ -42,6 +42,8 @@ class Segmenter(L.LightningModule):
 class SilentWandb(WandbLogger):
     """Keeps what it is to log."""
 
+    save_dir = None
+
     def __init__(self):
         self.logged = {}
 

@@ -229,6 +229,7 @@ def test_what_does_not_fit_is_refused(chance, label, settings, message):
         classification_scores(chance, label, **settings)
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_the_metric_is_exact_however_images_come():
     chance, label = (torch.from_numpy(values) for values in make_case(97))
     chance = chance.float()
