@@ -312,8 +312,12 @@ def _to_fp16(source: Path, output: Path) -> None:
 def _to_int8(source: Path, output: Path) -> None:
     # Kernels have 8 bits, activations are quantised as they come.
     with TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        bare, prepared = (Path(folder) / f"{name}.onnx" for name in ("bare", "prepared"))
+        # Shapes that the exporter noted contradict those of weights that are turned meanwhile.
+        model = onnx.load(source)
+        del model.graph.value_info[:]
+        onnx.save(model, bare)
+        quant_pre_process(bare, prepared, skip_symbolic_shape=True)
         quantize_dynamic(prepared, output, per_channel=True, weight_type=QuantType.QUInt8)
 
 
