@@ -1,9 +1,10 @@
 """Seconds and memory of one training step at the published sizes, as the Trainer runs it.
 
-`python benchmarks/train_step.py` measures the teachers and the distilled students of ISIC 2018 at
-batch 4: forward, loss, backward, clipping, optimizer and moving average, median and minimum of 5
-after one step to warm up. With `--steps 200` it shows in four quarters whether time and memory
-stay what they are. The data is made up and the weights are fresh: neither changes the time.
+`python benchmarks/train_step.py` measures the teachers and the distilled students of ISIC 2018, and
+those of ISIC 2019 that diagnose, at batch 4: forward, loss, backward, clipping, optimizer and
+moving average, median and minimum of 5 after one step to warm up. With `--steps 200` it shows in
+four quarters whether time and memory stay what they are. The data is made up and the weights are
+fresh: neither changes the time.
 """
 
 import sys
@@ -29,7 +30,7 @@ from benchmarks.measuring import (
 )
 from datamodules import edge_distance
 from lightning_modules.teacher import FrozenTeacher
-from tasks.build import build_module, build_network
+from tasks.build import build_module, build_network, complete
 from tasks.training import build_trainer
 
 # Each with the experiment of its teacher.
@@ -39,13 +40,15 @@ EXPERIMENTS = {
     "deeplab_teacher": ("deeplab_teacher_isic2018", None),
     "deeplab_kd": ("deeplab_kd_isic2018", "deeplab_aux_isic2018"),
     "unet_kd": ("unet_kd_isic2016", "unet_teacher_isic2016"),
+    "d_kd": ("d_kd_isic2019", "classifier_teacher_isic2019"),
+    "ssd_kd": ("ssd_kd_isic2019", "ssd_head_isic2019"),
 }
 
 
 class Batches(torch.utils.data.Dataset):
     """As many made-up batches as one run of the benchmark takes."""
 
-    def __init__(self, batch_size: int, size: int, steps: int) -> None:
+    def __init__(self, batch_size: int, size: int, steps: int, views: bool) -> None:
         self.steps = steps
         y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)] * 2, indexing="ij")
         mask = (x.square() + 2 * y.square() < 0.5).float()[None]
@@ -53,8 +56,13 @@ class Batches(torch.utils.data.Dataset):
             "image": torch.rand(batch_size, 3, size, size),
             "mask": mask.repeat(batch_size, 1, 1, 1),
             "edge_distance": edge_distance(mask).repeat(batch_size, 1, 1, 1),
+            "label": torch.arange(batch_size) % 2,
             "id": [str(i) for i in range(batch_size)],
         }
+        if views:
+            image = self.batch["image"]
+            turned = [image.rot90(turn, (2, 3)) for turn in range(4)]
+            self.batch["views"] = torch.stack(turned, dim=1)
 
     def __len__(self) -> int:
         return 1 + self.steps
@@ -87,18 +95,21 @@ def measure(case: str, batch_size: int, arguments: Namespace) -> dict[str, Any]:
         "trainer.enable_progress_bar=false",
         "trainer.max_epochs=1",
     )
+    complete(config)
     config["callbacks"] = {"ema": config["callbacks"].get("ema")}
     config["logger"] = None
     config["trainer"] |= {"limit_val_batches": 0, "enable_checkpointing": False}
     teacher = None
     if teacher_experiment:
         theirs = experiment_config(f"experiment={teacher_experiment}")
+        complete(theirs)
         teacher = FrozenTeacher(build_module(theirs, build_network(theirs["network"])))
     module = build_module(config, build_network(config["network"]), teacher)
     trainer = build_trainer(config)
     stopwatch = Stopwatch(arguments.accelerator)
     trainer.callbacks.append(stopwatch)
-    batches = Batches(batch_size, arguments.image_size, arguments.steps)
+    views = config["datamodule"].get("views", False)
+    batches = Batches(batch_size, arguments.image_size, arguments.steps, views)
     trainer.fit(module, DataLoader(batches, batch_size=None))
     seconds = [b - a for a, b in pairwise(stopwatch.times)]
     ends = [len(seconds) * quarter // 4 for quarter in range(5)]

@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,6 +21,7 @@ from tasks import test as test_task
 from tasks.build import build_network, complete
 from tasks.statistics import read_predictions
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("datamodule.image_size=32", "datamodule.num_workers=0", "logger=csv")
 QUICK = ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
 PAIRS = {
@@ -299,6 +303,38 @@ def test_students_learn_from_their_teachers(trained):
         }
         assert {"train/loss/kd", "train/loss/drkd", "train/loss/crkd"} <= terms
         assert ("train/loss/ss_kd" in terms) == (name == "ssd_kd")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["classifier_raw_isic2019", "ssd_kd_isic2019"])
+def test_two_processes_score_as_one(experiment, train, teachers, make_config, data, tmp_path):
+    runs = tmp_path / "two"
+    command = [
+        *(sys.executable, str(ROOT / "run.py"), f"experiment={experiment}", "debug=fast"),
+        *(*SMALL, *QUICK, *teacher_of(experiment, train, teachers)),
+        *(f"paths.data={data}", f"paths.runs={runs}", f"paths.cache={tmp_path}/cache"),
+        *("trainer.devices=2", "trainer.strategy=ddp", "trainer.limit_test_batches=1.0"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=400)
+    assert done.returncode == 0, done.stderr
+    (two,) = runs.glob("*/*")
+    config = make_config(
+        *("task=test", f"checkpoint={two}/checkpoints/best.ckpt", f"paths.data={data}"),
+        *("logger=csv", *QUICK, "trainer.limit_test_batches=1.0", "trainer.devices=1"),
+    )
+    test_task.run(config)
+    first, second = (
+        json.loads((folder / "results.json").read_text()) for folder in (two, tmp_path / "run")
+    )
+    assert first["test"].keys() == second["test"].keys()
+    for key, value in second["test"].items():
+        assert first["test"][key] == pytest.approx(value, rel=1e-4), key
+    tables = [
+        {row["id"]: row["predicted"] for row in read_rows(folder / "predictions.csv")}
+        for folder in (two, tmp_path / "run")
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == first["data"]["n_test"]
 
 
 def test_photographs_are_diagnosed(trained, make_config, data, tmp_path):

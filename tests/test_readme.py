@@ -25,7 +25,10 @@ def filled(words):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[:2] == ["python", "run.py"]])
 def test_commands_compose(command, make_config):
-    config = make_config(*filled(word for word in command[2:] if word != "-m"))
+    words = filled(word for word in command[2:] if word != "-m")
+    if "-m" in command:  # Of a sweep its first job.
+        words = [word.split(",")[0] for word in words]
+    config = make_config(*words)
     assert (TASKS / f"{config['task']}.yaml").is_file()
 
 
@@ -35,6 +38,7 @@ def test_overrides_in_tables_compose(span, make_config):
     single = [word for word in words if "," not in word]
     one_pass = any(term in span for term in ("losses.bce", "losses.dice"))
     experiment = "deeplab_raw_isic2018" if one_pass else "efkd_isic2018"
+    experiment = "d_kd_isic2019" if "val_loss" in span else experiment
     assert make_config(f"experiment={experiment}", *single)
 
 
