@@ -1,5 +1,6 @@
 """A table with a row per test image."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,17 @@ class TestRows(L.Callback):
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
 
+    @abstractmethod
     def rows(
         self, pl_module: L.LightningModule, outputs: dict[str, Any], batch: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """Yield a row with an `id` for each image of a batch, or none at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(
         self, trainer: L.Trainer, pl_module: L.LightningModule, rows: list[dict[str, Any]]
     ) -> None:
         """Write the rows of all processes, sorted by `id`; only one process is asked to."""
-        raise NotImplementedError
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._rows = []

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from common.runs import find_runs, name_runs, read_results, write_results
+from common.runs import find_runs, main_score, name_runs, read_results, write_results
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
@@ -35,3 +35,11 @@ def test_runs_are_named_by_what_trained_them_and_told_apart():
         (Path("lost"), {}),
     ]
     assert name_runs(runs) == ["teacher 1", "teacher 2", "student", "lost"]
+
+
+def test_the_main_score_is_that_of_the_kind_of_run():
+    masks = {"test": {"test/dice": 0.8, "test/iou": 0.7}}
+    diagnoses = {"test": {"test/accuracy": 0.8, "test/balanced_accuracy": 0.6}}
+    assert main_score(masks) == ("dice", 0.8)
+    assert main_score(diagnoses) == ("balanced_accuracy", 0.6)
+    assert main_score({"test": None}) == ("dice", None)

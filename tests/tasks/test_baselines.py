@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.baselines import best_constant_mask, otsu_mask, trivial_baselines
+from tasks.baselines import (
+    best_constant_mask,
+    majority_baseline,
+    otsu_mask,
+    trivial_baselines,
+)
 
 
 def test_otsu_takes_the_darker_side():
@@ -42,3 +47,9 @@ def test_scores_are_means_over_the_test_images():
 
     scores = trivial_baselines(train, Items())
     assert scores == {"otsu": pytest.approx(0.5), "constant": pytest.approx(0.5)}
+
+
+def test_the_most_frequent_class_is_right_in_one_class_of_those_present():
+    train = np.array([2, 2, 2, 0, 1])
+    assert majority_baseline(train, np.array([0, 2, 2, 1, 3])) == {"majority": 0.25}
+    assert majority_baseline(train, np.array([0, 0, 1])) == {"majority": 0.0}

@@ -5,7 +5,17 @@ import pytest
 from scipy import stats
 
 from common.errors import UserError
-from tasks.statistics import bootstrap_interval, compare_scores, read_images, read_scores
+from tasks.statistics import (
+    Predictions,
+    bootstrap_interval,
+    compare_predictions,
+    compare_scores,
+    percentile_interval,
+    read_images,
+    read_predictions,
+    read_scores,
+    resampled_scores,
+)
 
 
 def test_the_interval_is_that_of_scipy():
@@ -77,3 +87,77 @@ def test_a_runs_table_is_read(tmp_path):
     (tmp_path / "test_images.csv").write_text("id,dice\na,none\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_images(tmp_path)
+
+
+CLASSES = ("bkl", "mel", "nv")
+SETTINGS = {"bins": 10, "positive": "MEL", "specificity": 0.9}
+
+
+def diagnoses(skill, seed=0, count=120, classes=CLASSES):
+    """Return predictions that tell the classes apart as far as `skill` goes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % len(classes)
+    logits = rng.normal(size=(count, len(classes))) + skill * np.eye(len(classes))[labels]
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return Predictions([f"i{index}" for index in range(count)], labels, chances, classes)
+
+
+def test_accuracys_resampled_interval_is_that_of_a_mean():
+    predictions = diagnoses(1.0)
+    correct = predictions.probability.argmax(1) == predictions.labels
+    drawn = resampled_scores(predictions, SETTINGS)
+    expected = bootstrap_interval(correct.astype(float))
+    assert percentile_interval(drawn["accuracy"]) == pytest.approx(expected, abs=0.01)
+    assert {"balanced_accuracy", "auc", "mel_sensitivity", "recall/nv"} <= drawn.keys()
+    assert all(
+        np.array_equal(v, drawn[k]) for k, v in resampled_scores(predictions, SETTINGS).items()
+    )
+
+
+def test_a_class_that_is_not_there_leaves_no_interval():
+    predictions = diagnoses(1.0)
+    few = predictions.of([predictions.ids[row] for row in np.flatnonzero(predictions.labels)])
+    drawn = resampled_scores(few, SETTINGS)
+    assert np.isnan(percentile_interval(drawn["recall/bkl"])).all()
+    assert np.isfinite(percentile_interval(drawn["balanced_accuracy"])).all()
+
+
+def test_the_better_diagnoses_are_told():
+    first, second = diagnoses(0.5), diagnoses(2.0, seed=1)
+    row = compare_predictions(first, second, SETTINGS)["balanced_accuracy"]
+    assert row["difference"] == pytest.approx(row["second"] - row["first"])
+    assert 0 < row["interval"][0] < row["difference"] < row["interval"][1]
+    assert row["p"] == pytest.approx(2 / 2001), "no draw is the other way round; it is never 0"
+    assert row["images"] == 120
+    turned = compare_predictions(second, first, SETTINGS)["balanced_accuracy"]
+    assert turned["difference"] == pytest.approx(-row["difference"])
+    assert turned["interval"] == pytest.approx([-row["interval"][1], -row["interval"][0]])
+
+
+def test_equal_diagnoses_do_not_differ():
+    first = diagnoses(1.0)
+    compared = compare_predictions(first, first, SETTINGS)
+    assert all(row["p"] == 1 and row["difference"] == 0 for row in compared.values())
+
+
+def test_diagnoses_are_compared_on_the_photographs_of_both():
+    first = diagnoses(1.0)
+    second = first.of(first.ids[100:] + first.ids[:50][::-1])
+    row = compare_predictions(first, second, SETTINGS)["accuracy"]
+    assert (row["images"], row["difference"]) == (70, 0)
+    other = diagnoses(1.0, classes=("akiec", "mel", "nv"))
+    with pytest.raises(UserError, match="The runs tell other classes apart"):
+        compare_predictions(first, other, SETTINGS)
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path):
+    rows = ["id,label,predicted,correct,confidence,bkl,mel,nv", "a,nv,mel,0,0.5,0.2,0.5,0.3"]
+    (tmp_path / "predictions.csv").write_text("\n".join(rows))
+    predictions = read_predictions(tmp_path)
+    assert (predictions.ids, predictions.classes) == (["a"], CLASSES)
+    assert predictions.labels.tolist() == [2]
+    assert predictions.probability.tolist() == [[0.2, 0.5, 0.3]]
+    assert predictions.of_truth() == {"a": {"probability_of_truth": 0.3}}
+    (tmp_path / "predictions.csv").write_text("\n".join([*rows, "b,scc,nv,0,0.5,0.2,0.5,0.3"]))
+    with pytest.raises(UserError, match=r"predictions.csv cannot be read \(ValueError\); test"):
+        read_predictions(tmp_path)
