@@ -305,6 +305,19 @@ def test_students_learn_from_their_teachers(trained):
         assert ("train/loss/ss_kd" in terms) == (name == "ssd_kd")
 
 
+def test_overfitting_drives_the_loss_down(train):
+    folder = train(
+        *("classifier_raw_isic2019", "debug=overfit", "+network.kwargs.options.width_mult=0.25"),
+        *("network.weights=null", "datamodule.image_size=64", "trainer.max_epochs=60"),
+        *("trainer.check_val_every_n_epoch=60", "lightning_module.optimizer.lr=0.05"),
+        fast=False,
+    )
+    results = json.loads((folder / "results.json").read_text())
+    assert results["data"]["n_train"] == results["data"]["n_test"] == 8
+    assert results["test"]["test/loss"] < 0.2
+    assert results["test"]["test/accuracy"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["classifier_raw_isic2019", "ssd_kd_isic2019"])
 def test_two_processes_score_as_one(experiment, train, teachers, make_config, data, tmp_path):

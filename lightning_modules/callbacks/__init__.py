@@ -2,6 +2,7 @@
 
 from lightning_modules.callbacks.config_record import ConfigRecord
 from lightning_modules.callbacks.diagnoses import Diagnoses
+from lightning_modules.callbacks.early_stop import EarlyStop
 from lightning_modules.callbacks.ema import EMA
 from lightning_modules.callbacks.final_validation import FinalValidation
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
@@ -17,6 +18,7 @@ __all__ = [
     "EMA",
     "ConfigRecord",
     "Diagnoses",
+    "EarlyStop",
     "FinalValidation",
     "LastCheckpoint",
     "MetricsFile",

@@ -112,10 +112,19 @@ def test_a_method_of_one_pass_has_neither_schedule_nor_sampler(make_config):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["network=unet"], "UNet is a network that takes an image alone, .* lightning_module=segm"),
+        (
+            ["network=unet"],
+            "=DiffusionSegmentation needs a network that is also given a noisy mask and times, .*"
+            "network.name=UNet is none. .* lightning_module=segmentation",
+        ),
         (
             ["network=dermosegdiff_tiny", "lightning_module=segmentation"],
-            "DermoSegDiff is a denoising network, which .*=Segmentation .* lightning_module=diff",
+            "=Segmentation needs a network that makes a map of an image, .*"
+            "network.name=DermoSegDiff is none. .* lightning_module=diffusion",
+        ),
+        (
+            ["network=mobilenet_v2", "lightning_module=segmentation"],
+            "network.name=Classifier is none. .* lightning_module=classification",
         ),
     ],
 )
