@@ -208,14 +208,17 @@ def whole(data, tmp_path_factory):
     return {"folder": tmp_path_factory.mktemp("whole")}
 
 
-LEARN = (
+ADAM = (
     "network.kwargs.architecture=shufflenet_v2_x0_5",
     "network.weights=null",
-    "augmentation=none",
-    "datamodule.batch_size=8",
     "lightning_module.optimizer.name=Adam",
     "lightning_module.optimizer.lr=0.003",
     "~lightning_module.optimizer.momentum",
+)
+LEARN = (
+    *ADAM,
+    "augmentation=none",
+    "datamodule.batch_size=8",
     "trainer.max_epochs=24",
     "trainer.check_val_every_n_epoch=8",
     "callbacks.plateau=null",
@@ -307,9 +310,8 @@ def test_students_learn_from_their_teachers(trained):
 
 def test_overfitting_drives_the_loss_down(train):
     folder = train(
-        *("classifier_raw_isic2019", "debug=overfit", "+network.kwargs.options.width_mult=0.25"),
-        *("network.weights=null", "datamodule.image_size=64", "trainer.max_epochs=60"),
-        *("trainer.check_val_every_n_epoch=60", "lightning_module.optimizer.lr=0.05"),
+        *("classifier_raw_isic2019", "debug=overfit", *ADAM, "trainer.max_epochs=120"),
+        *("trainer.check_val_every_n_epoch=120", "datamodule.image_size=64"),
         fast=False,
     )
     results = json.loads((folder / "results.json").read_text())
