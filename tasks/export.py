@@ -213,12 +213,13 @@ def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:
 
 
 def write_verified(
-    portable: Portable, metadata: Mapping[str, Any], output: Path, tolerance: float
+    portable: nn.Module, metadata: Mapping[str, Any], output: Path, tolerance: float
 ) -> None:
     """Write a module as ONNX and as `.pt2` if both compute what it does.
 
     Args:
-        portable: maps `image`, and `noise` where it draws any, to what it names in `outputs`.
+        portable: maps `image`, and `noise` where it draws any, to what it names in `outputs`, by
+            default those of `Portable`.
         metadata: goes into the ONNX file; with `image_size` and `draws`.
         output: the ONNX file.
         tolerance: largest difference of an output.
@@ -241,7 +242,7 @@ def write_verified(
     exported = torch.onnx.export(
         program,
         input_names=list(inputs),
-        output_names=list(portable.outputs),
+        output_names=list(getattr(portable, "outputs", Portable.outputs)),
         opset_version=OPSET,
         dynamo=True,
         optimize=False,

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,8 @@ HEADER = (
     "parameters",
     "GMAC a call",
     "sampler",
-    "calls",
-    "GMAC",
+    "calls an image",
+    "GMAC an image",
 )
 
 
@@ -47,7 +48,7 @@ class Kind:
     Attributes:
         score: by which they are ordered, drawn and chosen, without `test/`.
         title: of their part of the page.
-        columns: further scores: heading, name without `test/`, digits; the first is `score`.
+        columns: scores in the table: heading, name without `test/`, digits; the first is `score`.
         pictures: files of a run folder by what they show.
         caption: of these.
     """
@@ -98,7 +99,7 @@ def run(config: dict[str, Any]) -> None:
     Writes `report.md` and the self-contained `report.html` to the run folder, with a part for runs
     that predict masks and one for those that diagnose: a table with 95 % intervals, the main score
     against multiply-adds, training curves, and the best, median and worst images of each run or
-    its figures.
+    its figures. Columns in which no run has anything are left out.
 
     Raises:
         UserError: there is no tested run.
@@ -119,6 +120,8 @@ def run(config: dict[str, Any]) -> None:
         chosen.sort(key=lambda run: -(main_score(run[1])[1] or 0.0))
         header = (*HEADER, *(column[0] for column in kind.columns), "s an image")
         rows = [_row(kind, path, results) for path, results in chosen]
+        said = [any(row[place] not in ("", "none") for row in rows) for place in range(len(header))]
+        header, *rows = (list(itertools.compress(cells, said)) for cells in (header, *rows))
         text.append(f"## {kind.title}\n\n{markdown_table(header, rows)}")
         parts += [
             f"<h2>{kind.title}</h2>",
