@@ -54,7 +54,7 @@ def test_batches_carry_what_the_teacher_says_of_the_plain_image(prepare):
             assert (item["teacher_probability"] - expected).abs().max() <= 0.5 / 255 + 1e-5
     batch = next(iter(datamodule.train_dataloader()))
     assert batch["teacher_probability"].shape == batch["mask"].shape
-    losses, _ = module.segmentation_losses(batch, module.losses)
+    losses, _ = module.weighted_losses(batch, module.losses)
     assert losses["logit_kd"] > 0
     assert len(cached(datamodule)) == 2, "one of the training, one of the validation part"
     assert datamodule.datasets["test"].teacher_maps is None

@@ -5,10 +5,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.errors import UserError
-from lightning_modules.callbacks import FinalValidation, MetricsFile, Plateau
+from lightning_modules.callbacks import EarlyStop, FinalValidation, MetricsFile, Plateau
 
 
 class Scripted(L.LightningModule):
@@ -92,7 +92,7 @@ class Rates(L.Callback):
 def replay(make_trainer, losses, folder, stops, **settings):
     """Train on given validation losses; return what the callbacks did, in epochs from 1."""
     noted, best = Rates(), ModelCheckpoint(folder, "{epoch}", monitor="val/loss", mode="min")
-    stop = EarlyStopping("val/loss", min_delta=0, patience=stops or len(losses) + 1, mode="min")
+    stop = EarlyStop(patience=stops or len(losses) + 1)
     plateau = Plateau(factor=0.1, patience=10, **settings)
     module = Scripted(losses, lr=1e-3)
     one = torch.utils.data.DataLoader(torch.zeros(1, 1))
