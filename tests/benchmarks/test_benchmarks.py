@@ -39,7 +39,7 @@ def test_data(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["teacher", "efkd", "deeplab_kd", "unet_kd"])
+@pytest.mark.parametrize("case", ["teacher", "efkd", "deeplab_kd", "unet_kd", "d_kd", "ssd_kd"])
 def test_train_step(tmp_path, case):
     (result,) = measure("train_step.py", tmp_path, case, "--batch-size=2", "--steps=4")["cases"]
     assert (result["case"], result["batch_size"]) == (case, 2)
