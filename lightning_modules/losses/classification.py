@@ -66,7 +66,7 @@ def kd_kl(logits: Tensor, teacher_logits: Tensor, temperature: float = 5.0) -> T
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
-    check_temperature("kd_kl", temperature)
+    check_temperature("kd", temperature)
     logits = at_least_float32(logits)
     student = F.log_softmax(logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach().to(logits.dtype) / temperature, dim=1)

@@ -101,7 +101,7 @@ def relational_kd(
     """
     for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
         if not weight >= 0:
-            raise UserError(f"losses.relational_kd.{name}={weight} must be at least 0; 0 is off.")
+            raise UserError(f"losses.drkd.{name}={weight} must be at least 0; 0 is off.")
     # Without any term there is still a zero to call backward on.
     total = _like(pooled[:0].sum(), pooled)
     if distance_weight:
@@ -135,7 +135,7 @@ def channel_gram_rmse(adapted: Tensor, teacher_features: Tensor) -> Tensor:
     channels = teacher_features.shape[1]
     if adapted.shape[1] != channels:
         raise UserError(
-            f"losses.channel_gram_rmse compares maps of equal channels, but the student's have "
+            f"losses.crkd compares maps of equal channels, but the student's have "
             f"{adapted.shape[1]} and the teacher's {channels}; adapt the student's to {channels}."
         )
     student, teacher = (f.flatten(2).double() for f in (adapted, teacher_features.detach()))
@@ -172,7 +172,7 @@ def hint_mse(adapted: Tensor, teacher_features: Tensor) -> Tensor:
     """
     if adapted.shape != teacher_features.shape:
         raise UserError(
-            f"losses.hint_mse compares maps of equal shape, but the student's is "
+            f"losses.hint compares maps of equal shape, but the student's is "
             f"{tuple(adapted.shape)} and the teacher's {tuple(teacher_features.shape)}; adapt the "
             "student's to the teacher's."
         )

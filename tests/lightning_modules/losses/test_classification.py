@@ -150,6 +150,6 @@ def test_no_gradient_reaches_the_teacher():
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
 def test_illegal_temperatures_are_named(temperature):
-    message = f"losses.kd_kl.temperature={temperature} must be above 0"
+    message = f"losses.kd.temperature={temperature} must be above 0"
     with pytest.raises(UserError, match=message):
         kd_kl(LOGITS, LOGITS, temperature)

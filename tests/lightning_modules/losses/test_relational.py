@@ -416,7 +416,7 @@ def test_the_relation_of_channels_takes_the_smaller_matrices():
 @pytest.mark.parametrize("weight", [-1.0, math.nan])
 @pytest.mark.parametrize("name", ["distance_weight", "angle_weight"])
 def test_illegal_weights_are_named(name, weight):
-    with pytest.raises(UserError, match=f"losses.relational_kd.{name}={weight} must be at least 0"):
+    with pytest.raises(UserError, match=f"losses.drkd.{name}={weight} must be at least 0"):
         relational_kd(torch.zeros(2, 2), torch.zeros(2, 2), **{name: weight})
 
 
