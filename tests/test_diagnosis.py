@@ -320,36 +320,52 @@ def test_overfitting_drives_the_loss_down(train):
     assert results["test"]["test/accuracy"] == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", ["classifier_raw_isic2019", "ssd_kd_isic2019"])
-def test_two_processes_score_as_one(experiment, train, teachers, make_config, data, tmp_path):
+def launch(tmp_path, data, *overrides):
+    """Run the command line with two processes; return the run's folder."""
     runs = tmp_path / "two"
     command = [
-        *(sys.executable, str(ROOT / "run.py"), f"experiment={experiment}", "debug=fast"),
-        *(*SMALL, *QUICK, *teacher_of(experiment, train, teachers)),
+        *(sys.executable, str(ROOT / "run.py"), *overrides, "logger=csv", *QUICK),
         *(f"paths.data={data}", f"paths.runs={runs}", f"paths.cache={tmp_path}/cache"),
         *("trainer.devices=2", "trainer.strategy=ddp", "trainer.limit_test_batches=1.0"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=400)
     assert done.returncode == 0, done.stderr
-    (two,) = runs.glob("*/*")
-    config = make_config(
-        *("task=test", f"checkpoint={two}/checkpoints/best.ckpt", f"paths.data={data}"),
-        *("logger=csv", *QUICK, "trainer.limit_test_batches=1.0", "trainer.devices=1"),
-    )
-    test_task.run(config)
-    first, second = (
-        json.loads((folder / "results.json").read_text()) for folder in (two, tmp_path / "run")
-    )
-    assert first["test"].keys() == second["test"].keys()
-    for key, value in second["test"].items():
-        assert first["test"][key] == pytest.approx(value, rel=1e-4), key
+    (folder,) = runs.glob("*/*")
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(trained, data, tmp_path):
+    one = trained("classifier_teacher")
+    two = launch(tmp_path, data, "task=test", f"checkpoint={one}/checkpoints/best.ckpt")
+    first, second = (json.loads((f / "results.json").read_text()) for f in (one, two))
+    assert second["test"] == {k: pytest.approx(v, abs=1e-5) for k, v in first["test"].items()}
     tables = [
-        {row["id"]: row["predicted"] for row in read_rows(folder / "predictions.csv")}
-        for folder in (two, tmp_path / "run")
+        [(row["id"], row["label"], row["predicted"]) for row in read_rows(f / "predictions.csv")]
+        for f in (one, two)
     ]
     assert tables[0] == tables[1]
-    assert len(tables[0]) == first["data"]["n_test"]
+    assert {f"figures/{p.name}" for p in (two / "figures").iterdir()} == FIGURES
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_student_on_views(train, teachers, make_config, data, tmp_path):
+    teacher = teacher_of("ssd_kd_isic2019", train, teachers)
+    two = launch(tmp_path, data, "experiment=ssd_kd_isic2019", "debug=fast", *SMALL, *teacher)
+    config = make_config(
+        *("task=test", f"checkpoint={two}/checkpoints/best.ckpt", f"paths.data={data}"),
+        *("logger=csv", *QUICK, "trainer.limit_test_batches=1.0"),
+    )
+    test_task.run(config)
+    tables = [
+        {row["id"]: row for row in read_rows(folder / "predictions.csv")}
+        for folder in (two, tmp_path / "run")
+    ]
+    assert tables[0].keys() == tables[1].keys()
+    assert len(tables[0]) == json.loads((two / "results.json").read_text())["data"]["n_test"]
+    for key, row in tables[0].items():
+        for name in ISIC2019.classes:
+            assert float(row[name]) == pytest.approx(float(tables[1][key][name]), abs=1e-5)
 
 
 def test_photographs_are_diagnosed(trained, make_config, data, tmp_path):
