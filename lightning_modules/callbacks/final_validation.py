@@ -30,5 +30,8 @@ class FinalValidation(L.Callback):
         if self._validated_step == trainer.global_step or not trainer.enable_validation:
             return
         trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        # A resumed run with nothing left to train would go on where the last validation ended.
+        loop.restarting = False
+        loop.run()
         trainer.training = True

@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_modules.callbacks import FinalValidation
+from lightning_modules.callbacks import FinalValidation, LastCheckpoint
 
 
 class Counting(L.LightningModule):
@@ -39,3 +39,22 @@ def test_last_step_is_validated_once(make_trainer, limits, expected):
     data = torch.utils.data.DataLoader(torch.zeros(4, 1))
     trainer.fit(module, data, torch.utils.data.DataLoader(torch.zeros(1, 1)))
     assert module.validated_at == expected
+
+
+def test_a_resumed_run_with_nothing_left_to_train_validates_all_images(make_trainer, tmp_path):
+    data = torch.utils.data.DataLoader(torch.zeros(4, 1))
+    images = torch.utils.data.DataLoader(torch.zeros(5, 1))
+
+    def fit(saved=None, **limits):
+        module = Counting()
+        trainer = make_trainer(
+            callbacks=[FinalValidation(), LastCheckpoint(tmp_path)],
+            enable_checkpointing=True,
+            **limits,
+        )
+        trainer.fit(module, data, images, ckpt_path=saved, weights_only=False)
+        return module.validated_at
+
+    # Within the second epoch, after the validation of the first.
+    assert fit(max_steps=6) == [4] * 5 + [6] * 5
+    assert fit(tmp_path / "checkpoints" / "last.ckpt", max_epochs=1) == [6] * 5
