@@ -164,7 +164,8 @@ def _get_model(architecture: str, **settings: Any) -> nn.Module:
     try:
         return models.get_model(architecture, **settings)
     except NotImplementedError:
-        # RegNets read values of tensors while they are built, of which the meta device has none.
+        # What torch raises where values of tensors on the meta device are read, as RegNets do while
+        # they are built: they are built on the CPU and moved.
         with torch.device("cpu"):
             model = models.get_model(architecture, **settings)
         return model.to(torch.get_default_device())
