@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 import tasks.resume  # Makes the resolver known that names the run folder.
-from common.errors import Interrupted, UserError
+import tasks.sweep
+from common.cluster import global_rank, requeue
+from common.errors import STOPS, WARNINGS, Interrupted, UserError, exit_with
+from common.files import exclusive
 from tasks.configuration import plain
 
 
@@ -24,17 +28,22 @@ from tasks.configuration import plain
     config_path=str(Path(__file__).resolve().parent / "conf"),
     config_name="config",
 )
-def dispatch(config: DictConfig) -> None:
-    """Run the config's task; a user's mistake is a short message and exit code 2."""
+def dispatch(config: DictConfig) -> float | None:
+    """Run the config's task, or a job of a multirun; a user's mistake is a short message."""
     folder = Path(config.paths.run)
-    _stop_on_sigterm()
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    if not (multirun and "SUBMITIT_EXECUTOR" in os.environ):  # It has handlers of its own.
+        _unwind_on_signals()
     try:
+        if multirun:
+            return tasks.sweep.run_job(config)
         settings = plain(config)
-        importlib.import_module(f"tasks.{settings['task']}").run(settings)
+        with exclusive(folder) if global_rank() == 0 else contextlib.nullcontext():
+            importlib.import_module(f"tasks.{settings['task']}").run(settings)
     except UserError as error:
-        _exit(str(error))
+        exit_with(str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
-        _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder)
+        _exit_interrupted(getattr(stop, "signum", signal.SIGINT), folder, config, multirun)
     finally:
         # Only an empty folder can be removed; another process may have been first.
         with contextlib.suppress(OSError):
@@ -49,26 +58,36 @@ def main() -> None:
         dispatch()
     except (HydraException, OmegaConfBaseException) as error:
         own = error.__cause__
-        _exit(str(own) if isinstance(own, UserError) else _explain(error))
+        exit_with(str(own) if isinstance(own, UserError) else _explain(error))
 
 
-def _stop_on_sigterm() -> None:
-    """Unwind on SIGTERM, so that nothing is left half-written; training has its own way."""
+def _unwind_on_signals() -> None:
+    """Unwind on SIGTERM and on SLURM's warning, so that nothing is left half-written.
+
+    Training has its own way.
+    """
 
     def stop(signum: int, frame: object) -> NoReturn:
         raise Interrupted(signum)
 
-    signal.signal(signal.SIGTERM, stop)
+    for signum in STOPS:
+        signal.signal(signum, stop)
 
 
-def _exit_interrupted(signum: int, folder: Path) -> NoReturn:
+def _exit_interrupted(signum: int, folder: Path, config: DictConfig, multirun: bool) -> NoReturn:
     # A launched process that fails would have the others killed before they have ended.
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if global_rank() != 0:
         sys.exit(0)
     message = f"stopped by {signal.Signals(signum).name}"
-    if tasks.resume.last_checkpoint(folder).is_file():
+    # A multirun is queued as a whole; SIGTERM comes from SLURM when it has decided itself.
+    alone = config.sweep_name is None and "SUBMITIT_EXECUTOR" not in os.environ
+    if signum in WARNINGS and alone and requeue():
+        message += "; SLURM has queued the job again, which then goes on from here"
+    elif multirun:
+        message += "; the same command with skip_finished=true goes on from here"
+    elif tasks.resume.last_checkpoint(folder).is_file():
         message += f"; `python run.py resume={folder}` goes on from here"
-    _exit(f"{message}.", code=128 + signum)
+    exit_with(f"{message}.", code=128 + signum)
 
 
 def _explain(error: Exception) -> str:
@@ -83,14 +102,6 @@ def _explain(error: Exception) -> str:
         options = [option for option in rest[start + 1 : end] if not option.startswith("_")]
         return f"{first.removeprefix('In ')}. Choose one of {', '.join(options)}."
     return f"{' '.join([first, *rest])} `python run.py --cfg job` prints every key."
-
-
-def _exit(message: str, code: int = 2) -> NoReturn:
-    text = " ".join(message.split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {text}" if code == 2 else text, style="red", markup=False
-    )
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
 """What ends a run apart from success: a user's mistake, or a signal."""
 
 import signal
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["Interrupted", "UserError", "check_choice"]
+from rich.console import Console
+
+__all__ = ["STOPS", "WARNINGS", "Interrupted", "UserError", "check_choice", "exit_with"]
+
+# What SLURM and submitit send before the time is up or a job must make room.
+WARNINGS = tuple(s for s in signal.Signals if s.name in ("SIGUSR1", "SIGUSR2"))
+# On these a run saves and ends, as on an interrupt from the terminal.
+STOPS = (signal.SIGTERM, *WARNINGS)
 
 
 class UserError(ValueError):
@@ -40,3 +48,17 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+
+
+def exit_with(message: str, code: int = 2) -> NoReturn:
+    """Print why the program ends, as an error where the user can mend it, and end it.
+
+    Args:
+        message: printed on one line.
+        code: exit code; 2 is that of a user's mistake.
+    """
+    text = " ".join(message.split())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"error: {text}" if code == 2 else text, style="red", markup=False
+    )
+    sys.exit(code)

@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -7,24 +8,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path", "remove_leftovers", "write_text_atomic"]
+from filelock import FileLock, Timeout
+
+from common.errors import UserError
+
+__all__ = [
+    "atomic_folder",
+    "atomic_path",
+    "exclusive",
+    "refuse_full",
+    "refuse_read_only",
+    "remove_leftovers",
+    "write_text_atomic",
+]
 
 UNFINISHED = ".part"
+# What a user can mend: no room, no right to write.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Make a user's error of a disk that is full and of a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        elsewhere = error.filename and not str(error.filename).startswith(str(path.parent))
+        if elsewhere or error.errno not in (*_FULL, *_FORBIDDEN):
+            raise
+        fix = "make room" if error.errno in _FULL else f"make {path.parent} writable"
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); {fix} and give the command again, a "
+            "training with resume=<its folder>. What was there before is whole."
+        ) from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path beside `path`; it becomes `path` when the block ends without error.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written; an earlier file stays.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -39,21 +76,88 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Where another process has made `path` in the meantime, that one stays and ours is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
         try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+            temporary.chmod(0o755)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process has not finished writing in a folder and those within."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder while the block runs.
+
+    The system frees it when a process is killed.
+
+    Raises:
+        UserError: another process is in it, or it cannot be written.
+    """
+    path = folder / ".lock"
+    lock = FileLock(path)
+    with _explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(
+                f"Another process is writing to {folder}; wait until it has ended or stop it, or "
+                "start a new run."
+            ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def refuse_read_only(folder: Path) -> None:
+    """Refuse a folder, which need not exist, into which nothing can be written.
+
+    Raises:
+        UserError: its file system is read-only, or the user has no right.
+    """
+    existing = _existing(folder)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder} cannot be written, because {existing} cannot; choose another place with "
+            "paths.runs=<folder>."
+        )
+
+
+def refuse_full(folder: Path, needed: float) -> None:
+    """Refuse a disk without room for what will be written.
+
+    Args:
+        folder: on the disk.
+        needed: bytes.
+
+    Raises:
+        UserError: less is free.
+    """
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < needed:
+        raise UserError(
+            f"The disk of {folder} has {free / 1e9:.1f} GB free and the checkpoints of this run "
+            f"need {needed / 1e9:.1f} GB; make room, or choose another place with "
+            "paths.runs=<folder>."
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that exists."""
+    place = folder.absolute()
+    return next(parent for parent in (place, *place.parents) if parent.exists())

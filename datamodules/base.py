@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from common.errors import UserError, check_choice
+from common.errors import WARNINGS, UserError, check_choice
 from datamodules.augmentations import Augmentation
 from datamodules.cache import Sample, SampleCache, open_cache
 from datamodules.downloads import Download
@@ -328,11 +328,13 @@ class CachedDataModule(L.LightningDataModule):
 def _prepare_process(worker: int) -> None:
     """Set up a loader process.
 
-    It stays alive for a while when a signal reaches every process of a run: the run ends after the
-    step under way, for which it may need the batch that is being loaded.
+    It stays alive for a while when a signal reaches every process of a run, as from a terminal or
+    from SLURM: the run ends after the step under way, for which it may need the batch that is being
+    loaded.
     """
     _limit_threads()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signum in (signal.SIGINT, *WARNINGS):
+        signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 

@@ -1,5 +1,6 @@
 """The records of a run: config, split and results, written as it goes."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ import lightning as L
 from omegaconf import OmegaConf
 from torch import nn
 
+from common.cluster import job_name
+from common.errors import UserError
 from common.files import write_text_atomic
 from common.runs import RESULTS_SCHEMA, read_results, write_results
 from datamodules.splits import write_split
@@ -53,6 +56,8 @@ class RunRecord:
             "experiment": config["run_name"],
             "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "revision": _revision(),
+            "sweep": config.get("sweep_name"),
+            "job": job_name(),
             "network": describe_network(network, config),
             "data": {
                 "name": data["name"],
@@ -79,7 +84,9 @@ class RunRecord:
             yield
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            self.add(status="failed", reason=reason)
+            # On a full disk not even that can be written, and the first error is the one to show.
+            with contextlib.suppress(UserError):
+                self.add(status="failed", reason=reason)
             raise
         self.add(status="finished")
 

@@ -8,48 +8,83 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from common.cluster import agree, job_name, restarted
 from common.errors import UserError
-from common.runs import read_results
+from common.files import refuse_read_only
+from common.runs import find_runs, read_results
 from tasks.configuration import get_value, relocate, set_value
 
-__all__ = ["check_same_data", "last_checkpoint", "resumed_config", "run_folder"]
+__all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
 # What may differ from the command that started the run.
-_FREE = ("trainer", "paths", "logger", "resume", "teacher.checkpoint", "datamodule.num_workers")
+_FREE = (
+    "trainer",
+    "training",
+    "paths",
+    "logger",
+    "resume",
+    "teacher.checkpoint",
+    "datamodule.num_workers",
+    "callbacks.non_finite",
+    "callbacks.last.every_minutes",
+)
 # What follows from `paths`.
 _PLACES = ("datamodule.root", "datamodule.cache")
 
 
-def run_folder(resume: str | None, runs: str, experiment: str, stamp: str) -> str:
+def run_folder(
+    resume: str | None, runs: str, experiment: str, stamp: str, num_nodes: int = 1
+) -> str:
     """Return the folder of a run: a new one, or that of the run to resume.
+
+    All processes of a run have the same one, however they were started, and so has a SLURM job
+    that was queued again.
 
     Args:
         resume: a run folder, `latest`, or none.
         runs: the folder of all runs.
         experiment: the name under which this run's folder lies in `runs`.
         stamp: the time, which names a new folder.
+        num_nodes: of a cluster, on each of which the command is given.
 
     Raises:
-        UserError: there is no such run, or it has no `last.ckpt`.
+        UserError: there is no such run, it has no `last.ckpt`, or nothing can be written there.
     """
+    return agree(lambda: _choose_folder(resume, Path(runs), experiment, stamp), num_nodes)
+
+
+def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) -> str:
     if resume is None:
-        return str(Path(runs) / experiment / stamp)
+        folder = _requeued(runs / experiment) or runs / experiment / stamp
+        refuse_read_only(folder)
+        return str(folder)
     if resume != "latest":
         if not last_checkpoint(Path(resume)).is_file():
             raise UserError(
                 f"resume={resume} has no checkpoints/last.ckpt to go on from; give the folder of a "
                 "run that has, or leave resume out to start a new run."
             )
+        refuse_read_only(Path(resume))
         return resume
     named = any(o.split("=", 1)[0] == "experiment" for o in HydraConfig.get().overrides.task)
     pattern = f"{experiment if named else '*'}/*"
-    found = [p for p in Path(runs).glob(pattern) if last_checkpoint(p).is_file()]
+    found = [p for p in runs.glob(pattern) if last_checkpoint(p).is_file()]
     if not found:
         raise UserError(
-            f"resume=latest finds no run with a checkpoints/last.ckpt in {Path(runs) / pattern}; "
+            f"resume=latest finds no run with a checkpoints/last.ckpt in {runs / pattern}; "
             "leave resume out to start a new run."
         )
-    return str(max(found, key=lambda folder: folder.name))
+    newest = max(found, key=lambda folder: folder.name)
+    refuse_read_only(newest)
+    return str(newest)
+
+
+def _requeued(folder: Path) -> Path | None:
+    """Return the newest run that this job had begun before it was started again."""
+    job = job_name()
+    if job is None or not restarted():
+        return None
+    return next((run for run, results in find_runs(folder) if results.get("job") == job), None)
 
 
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
@@ -58,6 +93,18 @@ OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 def last_checkpoint(folder: Path) -> Path:
     """Return where a run folder has the checkpoint to go on from."""
     return folder / "checkpoints" / "last.ckpt"
+
+
+def goes_on(config: dict[str, Any]) -> bool:
+    """Say whether a run goes on with an earlier one; a job that was started again does so unasked.
+
+    Args:
+        config: as composed from the command line; `resume` is set where it goes on.
+    """
+    folder = Path(config["paths"]["run"])
+    if config["resume"] is None and restarted() and last_checkpoint(folder).is_file():
+        config["resume"] = str(folder)
+    return config["resume"] is not None
 
 
 def resumed_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run that was stopped, in whatever way, ends bit for bit as one that was not."""
 
+import csv
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import torch
 from common.errors import Interrupted
 from common.runs import read_results
 from lightning_modules import DiffusionSegmentation
+from lightning_modules.callbacks import LastCheckpoint
 from tasks import fit
 
 SMALL = (
@@ -60,6 +62,16 @@ def train(make_config, tmp_path):
     return run
 
 
+def timeless(path):
+    """Return the columns of a table of metrics without those that no two runs have alike."""
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    columns = zip(*rows, strict=True)
+    kept = [c for c in columns if c[0] != "train/images_per_second" and c[0][:7] != "system/"]
+    assert len(rows[0]) - len(kept) == 2
+    return kept
+
+
 def outcome(folder):
     """Return everything that must not depend on whether the run was stopped."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -74,8 +86,7 @@ def outcome(folder):
     parts["batches"] = progress
     results = read_results(folder)
     scores = {key: results[key] for key in ("val", "test", "status")}
-    table = (folder / "metrics.csv").read_text()
-    return parts, scores, table, (folder / "test_images.csv").read_text()
+    return parts, scores, timeless(folder / "metrics.csv"), (folder / "test_images.csv").read_text()
 
 
 def assert_equal(one, two, where=""):
@@ -240,3 +251,30 @@ def test_a_time_limit_counts_from_the_resumed_command(train):
     train("stopped", resume=True)
     second = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < first < second < 250
+
+
+@pytest.mark.parametrize("extra", [(), ("trainer.accumulate_grad_batches=2",)])
+def test_a_checkpoint_between_validations_is_enough_after_a_kill(train, monkeypatch, extra):
+    often = ("callbacks.last.every_minutes=1e-9", EPOCHS(2), *extra)
+    expected = outcome(train("straight", *often))
+    saved = []
+
+    class Killed(BaseException):
+        pass
+
+    original = LastCheckpoint._save
+
+    def save(self, trainer, **state):
+        original(self, trainer, **state)
+        saved.append(state.get("batch_begun", False))
+        if sum(saved) == (1 if extra else 3):
+            # Nothing is written any more, as after SIGKILL.
+            monkeypatch.setattr("lightning_modules.callbacks.MetricsFile.write", lambda self: None)
+            raise Killed
+
+    monkeypatch.setattr(LastCheckpoint, "_save", save)
+    with pytest.raises(Killed):
+        train("killed", *often)
+    monkeypatch.undo()
+    assert saved[-1], "within an epoch"
+    assert_equal(outcome(train("killed", *often, resume=True)), expected)

@@ -2,16 +2,18 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from common.errors import Interrupted
+from common.errors import STOPS, Interrupted, UserError
 from lightning_modules.callbacks.metrics_file import MetricsFile
 
 __all__ = ["LastCheckpoint", "between_epochs", "interrupting"]
@@ -35,23 +37,36 @@ def between_epochs(trainer: L.Trainer) -> bool:
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `checkpoints/last.ckpt` and ends the run cleanly on SIGTERM and SIGINT.
+    """Writes `checkpoints/last.ckpt` and ends the run cleanly on a signal.
 
-    It is written before and after each validation, where training stops within an epoch, and on a
-    signal: within training after the step under way, within validation and test at once, since
-    what was written before them is enough. A second SIGINT ends the run without waiting.
+    It is written before and after each validation, every few minutes of training, where training
+    stops within an epoch, and on SIGTERM, SIGINT and the warnings of SLURM (SIGUSR1, SIGUSR2):
+    within training after the step under way, within validation and test at once, since what was
+    written before them is enough. A second SIGINT ends the run without waiting.
 
     Args:
         folder: the run folder.
+        every_minutes: how much training a crash may cost; a validation may be hours away.
+
+    Raises:
+        UserError: `every_minutes` is not above 0.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, every_minutes: float = 15) -> None:
+        if not every_minutes > 0:
+            raise UserError(
+                f"callbacks.last.every_minutes={every_minutes} must be above 0; 1e9 is never."
+            )
         self.path = Path(folder) / "checkpoints" / "last.ckpt"
+        self.interval = every_minutes * 60
+        self._saved_at = time.monotonic()
         self._signum: int | None = None
         self._stopping = False
         self._saved_within_epoch = -1
         self._validated = False
         self._validation_begun = False
+        self._batch_begun = False
+        self._due = False
         self._limits: tuple[int | None, int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,9 +75,12 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
         if self._validation_begun:
-            loops = checkpoint["loops"]["fit_loop"]
             loops["epoch_loop.val_loop.batch_progress"] = _VALIDATION_BEGUN
+        if self._batch_begun:
+            for progress in ("total", "current"):
+                loops["epoch_loop.batch_progress"][progress]["ready"] -= 1
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -94,6 +112,8 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         # One step later than it was decided, so that the last step's losses are logged.
         self._raise_if_stopping()
+        if self._due:
+            self._save(trainer, batch_begun=True)
 
     def on_train_batch_end(
         self,
@@ -106,12 +126,12 @@ class LastCheckpoint(Checkpoint):
         loop = trainer.fit_loop
         if loop._should_accumulate():
             return
-        signalled = self._signum is not None
-        if trainer.world_size > 1:
-            signalled = trainer.strategy.reduce_boolean_decision(signalled, all=False)
-        self._stopping = signalled
+        due = time.monotonic() - self._saved_at >= self.interval
+        # Clocks and signals differ between processes, and what follows must not.
+        self._stopping, due = _any_process(trainer, self._signum is not None, due)
         if loop.epoch_loop.batch_progress.is_last_batch:
             return
+        self._due = due
         out_of_steps = 0 <= trainer.max_steps <= trainer.global_step
         if self._stopping or out_of_steps or (trainer.should_stop and loop._can_stop_early):
             self._save(trainer)
@@ -145,15 +165,21 @@ class LastCheckpoint(Checkpoint):
         return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not within
 
     def _save(
-        self, trainer: L.Trainer, validated: bool = False, validation_begun: bool = False
+        self,
+        trainer: L.Trainer,
+        validated: bool = False,
+        validation_begun: bool = False,
+        batch_begun: bool = False,
     ) -> None:
         self._validated, self._validation_begun = validated, validation_begun
+        self._batch_begun = batch_begun
         for table in _tables(trainer):
             table.write()
         try:
             trainer.save_checkpoint(self.path, weights_only=False)
         finally:
-            self._validation_begun = False
+            self._validation_begun = self._batch_begun = self._due = False
+            self._saved_at = time.monotonic()
 
     def _listen(self, trainer: L.Trainer) -> None:
         """Take over from the Trainer's own handlers, which stop without a checkpoint."""
@@ -168,7 +194,7 @@ class LastCheckpoint(Checkpoint):
                 raise Interrupted(signum)
 
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in (*STOPS, signal.SIGINT):
                 signal.signal(signum, receive)
 
     def _raise_if_stopping(self) -> None:
@@ -187,6 +213,14 @@ def interrupting(trainer: L.Trainer) -> Iterator[None]:
             if isinstance(callback, LastCheckpoint) and callback._signum is not None:
                 raise Interrupted(callback._signum) from error
         raise
+
+
+def _any_process(trainer: L.Trainer, *answers: bool) -> list[bool]:
+    """Return for each question whether any process has answered yes."""
+    if trainer.world_size == 1:
+        return list(answers)
+    votes = torch.tensor(answers, dtype=torch.float32, device=trainer.strategy.root_device)
+    return [vote > 0 for vote in trainer.strategy.reduce(votes, reduce_op="sum").tolist()]
 
 
 def _tables(trainer: L.Trainer) -> list[MetricsFile]:

@@ -1,8 +1,25 @@
 """Files and folders are whole or absent."""
 
-import pytest
+import errno
+import os
+import resource
+import subprocess
+import sys
 
-from common.files import atomic_folder, atomic_path, remove_leftovers, write_text_atomic
+import pytest
+import torch
+
+from common.errors import UserError
+from common.files import (
+    atomic_folder,
+    atomic_path,
+    exclusive,
+    refuse_full,
+    refuse_read_only,
+    remove_leftovers,
+    write_text_atomic,
+)
+from tasks.checkpoints import AtomicCheckpointIO
 
 
 def test_a_written_file_replaces_the_old_one(tmp_path):
@@ -47,3 +64,75 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".hidden").touch()
     remove_leftovers(tmp_path)
     assert {p.name for p in tmp_path.rglob("*")} == {"deep", "last.ckpt", ".hidden"}
+
+
+@pytest.fixture
+def small_disk():
+    """A file system that takes no file of more than 10,000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text_atomic(path, "x" * 20_000),
+        lambda path: AtomicCheckpointIO().save_checkpoint({"a": torch.rand(9000)}, path),
+    ],
+    ids=["text", "checkpoint"],
+)
+def test_a_full_disk_leaves_what_was_there(tmp_path, small_disk, write):
+    path = tmp_path / "last.ckpt"
+    path.write_text("the one before")
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written.*make room"):
+        write(path)
+    assert path.read_text() == "the one before"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_forbidden_folder_is_a_user_s_error(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".note.part"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(UserError, match=r"note could not be written \(Permission denied\); make"):
+        write_text_atomic(tmp_path / "note", "one")
+
+
+def test_what_fails_elsewhere_is_not_taken_for_it(tmp_path):
+    denied = PermissionError(errno.EACCES, "Permission denied", "/somewhere/else.jpg")
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "note"):
+        raise denied
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    script = "from common.files import exclusive; from pathlib import Path; import sys, time\n"
+    script += "with exclusive(Path(sys.argv[1])): print('in', flush=True); time.sleep(100)"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(UserError, match="Another process is writing"), exclusive(tmp_path):
+            raise AssertionError
+        other.kill()
+    with exclusive(tmp_path):
+        assert [p.name for p in tmp_path.iterdir()] == [".lock"], "what was killed holds nothing"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    refuse_read_only(tmp_path / "not" / "yet")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=r"paths\.runs"):
+        refuse_read_only(file / "runs")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot be written, because"):
+        refuse_read_only(tmp_path / "runs")
+
+
+def test_too_little_room_is_refused(tmp_path):
+    refuse_full(tmp_path / "new", 1000)
+    with pytest.raises(UserError, match=r"GB free.*need 1000000000\.0 GB"):
+        refuse_full(tmp_path, 1e18)
