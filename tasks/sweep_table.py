@@ -1,0 +1,162 @@
+"""The table of a multirun: best first, mean and spread over seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from common.files import write_text_atomic
+from common.markup import markdown_table
+from common.runs import main_score, read_results
+from common.tables import write_rows
+
+__all__ = ["Line", "print_table", "summarise", "write_tables"]
+
+# Beside the score by which jobs are ordered and the main one of the test, where a run has them.
+_SHOWN = ("hd95", "boundary_f1", "auc", "mel_sensitivity")
+_SEED = "seed"
+console = Console(highlight=False)
+
+
+class Line:
+    """The jobs that differ in nothing but their seed.
+
+    Attributes:
+        values: of what the multirun varies, by key.
+        scores: of each finished job, in the order of the jobs: name to numbers.
+        seconds: of each finished job.
+        missing: jobs that have not finished.
+    """
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = dict(values)
+        self.scores: dict[str, list[float]] = {}
+        self.seconds: list[float] = []
+        self.missing = 0
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Add what a finished job left behind."""
+        best, test = results.get("best") or {}, results.get("test") or {}
+        name, score = main_score(results)
+        found = {f"best {best.get('monitor')}": best.get("score"), f"test/{name}": score}
+        found |= {f"test/{key}": test.get(f"test/{key}") for key in _SHOWN}
+        for key, value in found.items():
+            if value is not None:
+                self.scores.setdefault(key, []).append(float(value))
+        if results.get("seconds") is not None:
+            self.seconds.append(results["seconds"])
+
+
+def summarise(runs: Path, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[Line], bool]:
+    """Return a line for each setting of a multirun, best first, and whether less is better.
+
+    The order is that of the scores by which the jobs chose their best checkpoints, on validation
+    images: to choose by the test would leave nothing to test on. Where nothing was trained, it is
+    that of the test. Settings without a finished job come last.
+
+    Args:
+        runs: the folder of all runs.
+        jobs: the records of the multirun's jobs.
+    """
+    settings = [dict(o.lstrip("+~").partition("=")[::2] for o in job["overrides"]) for job in jobs]
+    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    varied = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
+    lines: dict[tuple[str, ...], Line] = {}
+    less = False
+    for job, setting in zip(jobs, settings, strict=True):
+        values = {key: setting.get(key, "") for key in varied if key != _SEED}
+        line = lines.setdefault(tuple(values.values()), Line(values))
+        results = read_results(runs / job["folder"]) if job["status"] == "finished" else None
+        if results is None:
+            line.missing += job["status"] != "finished"
+            continue
+        line.add(results)
+        less = (results.get("best") or {}).get("mode") == "min"
+
+    def rank(line: Line) -> float:
+        values = next(iter(line.scores.values()), [])
+        mean = statistics.fmean(values) if values else math.nan
+        return math.inf if math.isnan(mean) else mean if less else -mean
+
+    return sorted(lines.values(), key=rank), less
+
+
+def _cell(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows; spreads are standard deviations over the jobs of a line."""
+    names = list(dict.fromkeys(name for line in lines for name in line.scores))
+    header = [*lines[0].values, "jobs", *names, "seconds"] if lines else []
+    rows = []
+    for line in lines:
+        count = len(line.seconds)
+        jobs = f"{count} of {count + line.missing}" if line.missing else str(count)
+        scores = [_cell(line.scores.get(name, []), 4) for name in names]
+        rows.append([*map(_shown, line.values.values()), jobs, *scores, _cell(line.seconds, 0)])
+    return header, rows
+
+
+def _shown(value: str) -> str:
+    """Return a number that a sweeper has drawn with as many digits as tell something."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
+def print_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of a multirun and name the jobs that did not finish.
+
+    Args:
+        folder: of the multirun's records.
+        jobs: the records.
+    """
+    lines, less = summarise(folder.parent.parent, jobs)
+    header, rows = _table(lines)
+    order = "lowest" if less else "highest"
+    table = Table(title=f"{len(jobs)} jobs, {order} first; mean ± standard deviation")
+    varied = len(lines[0].values) if lines else 0
+    for index, name in enumerate(header):
+        # Of a key the last two parts, such as efkd.weight, are enough to know it.
+        short = ".".join(name.split(".")[-2:]) if index < varied else name
+        table.add_column(short, justify="left" if index < varied else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # Not cut to the width of the terminal: what is cut cannot be read.
+    needed = Console(width=1000).measure(table).maximum
+    Console(width=max(console.width, needed), soft_wrap=True).print(table)
+    for job in jobs:
+        if job["status"] != "finished":
+            reason = job["reason"] or job["status"]
+            words = f"job {job['num']} {job['status']} ({' '.join(job['overrides'])}): {reason}"
+            console.print(words, style="red", markup=False, soft_wrap=True)
+    told = f"{folder / 'table.md'}; a row per job: {folder / 'jobs.csv'}"
+    console.print(told, markup=False, soft_wrap=True)
+
+
+def write_tables(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
+    """Write `table.md`, as printed, and `jobs.csv`, a row per job with all its test scores."""
+    runs = folder.parent.parent
+    lines, _ = summarise(runs, jobs)
+    header, rows = _table(lines)
+    write_text_atomic(folder / "table.md", markdown_table(header, rows))
+    table = []
+    for job in jobs:
+        results = read_results(runs / job["folder"]) or {}
+        best, test = results.get("best") or {}, results.get("test") or {}
+        told = {key: job[key] for key in ("num", "status", "folder", "seconds", "reason")}
+        given = dict(o.lstrip("+~").partition("=")[::2] for o in job["overrides"])
+        score = {f"best {best['monitor']}": best["score"]} if best else {}
+        table.append(told | given | score | test)
+    if table:
+        columns = dict.fromkeys(key for row in table for key in row)
+        write_rows(folder / "jobs.csv", [dict.fromkeys(columns, "") | row for row in table])
