@@ -21,7 +21,7 @@ from tasks.statistics import (
     read_scores,
     resampled_scores,
 )
-from tasks.training import build_trainer, log_config
+from tasks.training import build_trainer, shown
 
 __all__ = ["evaluate", "run"]
 
@@ -53,8 +53,7 @@ def run(config: dict[str, Any]) -> None:
 
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     record.results |= {"checkpoint": str(config["checkpoint"]), "trained_as": trained["run_name"]}
-    with record.running():
-        log_config(trainer, config)
+    with record.running(), shown(trainer, config, record.results):
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
         record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"]), config))

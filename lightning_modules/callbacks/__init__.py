@@ -7,6 +7,8 @@ from lightning_modules.callbacks.ema import EMA
 from lightning_modules.callbacks.final_validation import FinalValidation
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
 from lightning_modules.callbacks.metrics_file import MetricsFile
+from lightning_modules.callbacks.monitor import Monitor
+from lightning_modules.callbacks.non_finite import NonFinite
 from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.plateau import Plateau
 from lightning_modules.callbacks.profile import Profile
@@ -22,6 +24,8 @@ __all__ = [
     "FinalValidation",
     "LastCheckpoint",
     "MetricsFile",
+    "Monitor",
+    "NonFinite",
     "Pictures",
     "Plateau",
     "Profile",

@@ -18,8 +18,7 @@ class Plateau(L.Callback):
     """Multiplies the learning rate by `factor` after `patience` validations without a lower loss.
 
     `val/loss` is taken at fixed times and noise, so that a fall is one of the network and not of
-    chance. The rate that each validation leaves is logged as `train/lr`. The Trainer's own handling
-    of this scheduler loses a step when a run resumes.
+    chance. The Trainer's own handling of this scheduler loses a step when a run resumes.
 
     Args:
         factor: in (0, 1).
@@ -71,6 +70,3 @@ class Plateau(L.Callback):
         seen = self._best if self.late else loss
         self._best = min(self._best, loss)
         self._scheduler.step(seen)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/lr": rate}, step=trainer.global_step - 1)

@@ -1,7 +1,6 @@
 """A learning rate that falls at given epochs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 
@@ -37,9 +36,3 @@ class Steps(L.Callback):
         passed = sum(epoch <= trainer.current_epoch for epoch in self.milestones)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = pl_module.optimizer_settings["lr"] * self.factor**passed
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.optimizers:
-            rates: dict[str, Any] = {"train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
-            for logger in trainer.loggers:
-                logger.log_metrics(rates, step=max(0, trainer.global_step - 1))
