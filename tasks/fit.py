@@ -6,9 +6,10 @@ from typing import Any
 import lightning as L
 
 from common.errors import UserError
-from common.files import remove_leftovers
+from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
 from lightning_modules.callbacks.last_checkpoint import interrupting
+from tasks.acceleration import accelerate_training, scale_learning_rate
 from tasks.build import (
     build_datamodule,
     build_module,
@@ -19,14 +20,17 @@ from tasks.build import (
     takes_teacher,
 )
 from tasks.records import RunRecord
-from tasks.resume import check_same_data, last_checkpoint, resumed_config
-from tasks.screen import print_results, print_start
+from tasks.resume import check_same_data, goes_on, last_checkpoint, resumed_config
+from tasks.screen import print_batch, print_results, print_start
 from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
-from tasks.training import build_trainer, log_config, name_wandb_run
+from tasks.training import build_trainer, name_wandb_run, shown
 
 __all__ = ["run"]
+
+# best.ckpt, last.ckpt and one that is being written.
+CHECKPOINTS = 3
 
 
 def run(config: dict[str, Any]) -> None:
@@ -38,7 +42,7 @@ def run(config: dict[str, Any]) -> None:
         UserError: bad data, teacher or arguments.
         Interrupted: a signal stopped the training; `last.ckpt` is there to go on from.
     """
-    resuming = config["resume"] is not None
+    resuming = goes_on(config)
     if resuming:
         config = resumed_config(config)
     folder = Path(config["paths"]["run"])
@@ -62,9 +66,18 @@ def run(config: dict[str, Any]) -> None:
     cached = description and config["teacher"].get("cached")
     if cached:
         check_cacheable(module)
+    refuse_full(folder, CHECKPOINTS * _checkpoint_bytes(module))
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     name_wandb_run(config)
     trainer = build_trainer(config)
+    accelerate_training(module, config["training"])
+    batch = scale_learning_rate(
+        module,
+        config["training"]["scale_lr"],
+        config["datamodule"]["batch_size"],
+        trainer.num_devices * trainer.num_nodes,
+        trainer.accumulate_grad_batches,
+    )
     if not trainer.limit_val_batches:
         raise UserError("trainer.limit_val_batches=0 leaves no best checkpoint; give at least 1.")
     datamodule.prepare_data()
@@ -79,20 +92,37 @@ def run(config: dict[str, Any]) -> None:
 
     earlier = read_results(folder) or {}
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
+    record.results["batch"] = batch
     if description:
         record.results["teacher"] = description
-    with record.running(), interrupting(trainer):
-        log_config(trainer, config)
+    with record.running(), interrupting(trainer), shown(trainer, config, record.results):
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
+            print_batch(batch, earlier.get("batch"))
         start = last_checkpoint(folder) if resuming else None
         trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}
         # A resumed run that had nothing left to train was validated when it ended.
         record.add(val=metrics or earlier.get("val"))
+        record.add(best=_best(trainer))
         # Some challenges publish their test part without masks.
         if datamodule.testable:
             best = folder / "checkpoints" / "best.ckpt"
             record.add(**evaluate(trainer, module, datamodule, best, config))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)
+
+
+def _checkpoint_bytes(module: L.LightningModule) -> int:
+    """Return about how large a checkpoint is: weights, their average and Adam's two moments."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return 4 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _best(trainer: L.Trainer) -> dict[str, Any] | None:
+    """Return which score chose the best checkpoint, its value, and if `min` or `max` is best."""
+    checkpoint = trainer.checkpoint_callback
+    score = getattr(checkpoint, "best_model_score", None)
+    if score is None:
+        return None
+    return {"monitor": checkpoint.monitor, "score": float(score), "mode": checkpoint.mode}

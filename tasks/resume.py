@@ -123,6 +123,10 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
     folder = Path(config["paths"]["run"])
     stored = _read_config(folder)
     merged = _moved(copy.deepcopy(stored), stored["paths"]["run"], str(folder))
+    # What there was not yet when the run was started.
+    merged = {
+        key: copy.deepcopy(value) for key, value in config.items() if key not in stored
+    } | merged
     merged["resume"] = config["resume"]
     given = [o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task]
     for key in given:

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.runs import main_score
 
-__all__ = ["print_results", "print_start"]
+__all__ = ["print_batch", "print_results", "print_start"]
 
 _SHOWN = (
     "task",
@@ -116,6 +116,27 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
         + f"{description['weights']} weights, "
         f"test {score}"
     )
+
+
+def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
+    """Print how many images an optimizer step takes, and at which rate.
+
+    Args:
+        batch: as in `results.json`.
+        earlier: that of the run that goes on, where it is known.
+    """
+    per_process, processes, accumulate, effective, rule, rate = batch.values()
+    console.print(
+        f"Effective batch {per_process} x {processes} processes x {accumulate} accumulated = "
+        f"{effective} images; learning rate {rate:g} (training.scale_lr={rule})",
+        soft_wrap=True,
+    )
+    if earlier and earlier["effective"] != effective:
+        console.print(
+            f"Until now the run took {earlier['effective']} images a step; its learning rate goes "
+            "on from the checkpoint.",
+            soft_wrap=True,
+        )
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:

@@ -253,8 +253,15 @@ def test_a_time_limit_counts_from_the_resumed_command(train):
     assert 0 < first < second < 250
 
 
-@pytest.mark.parametrize("extra", [(), ("trainer.accumulate_grad_batches=2",)])
-def test_a_checkpoint_between_validations_is_enough_after_a_kill(train, monkeypatch, extra):
+@pytest.mark.parametrize(
+    ("count", "extra"),
+    [
+        pytest.param(2, (), id="within an epoch", marks=pytest.mark.slow),
+        pytest.param(4, (), id="before its last batch"),
+        pytest.param(1, ("trainer.accumulate_grad_batches=2",), id="with accumulated gradients"),
+    ],
+)
+def test_a_checkpoint_between_validations_is_enough_after_a_kill(train, monkeypatch, count, extra):
     often = ("callbacks.last.every_minutes=1e-9", EPOCHS(2), *extra)
     expected = outcome(train("straight", *often))
     saved = []
@@ -267,7 +274,7 @@ def test_a_checkpoint_between_validations_is_enough_after_a_kill(train, monkeypa
     def save(self, trainer, **state):
         original(self, trainer, **state)
         saved.append(state.get("batch_begun", False))
-        if sum(saved) == (1 if extra else 3):
+        if sum(saved) == count:
             # Nothing is written any more, as after SIGKILL.
             monkeypatch.setattr("lightning_modules.callbacks.MetricsFile.write", lambda self: None)
             raise Killed

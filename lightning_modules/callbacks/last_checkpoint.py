@@ -78,9 +78,11 @@ class LastCheckpoint(Checkpoint):
         loops = checkpoint["loops"]["fit_loop"]
         if self._validation_begun:
             loops["epoch_loop.val_loop.batch_progress"] = _VALIDATION_BEGUN
-        if self._batch_begun:
+        if self._batch_begun:  # It is to be had again, also if it is the last one.
+            batches = loops["epoch_loop.batch_progress"]
+            batches["is_last_batch"] = False
             for progress in ("total", "current"):
-                loops["epoch_loop.batch_progress"][progress]["ready"] -= 1
+                batches[progress]["ready"] -= 1
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -5,7 +5,7 @@ import yaml
 
 from common.errors import UserError
 from common.runs import write_results
-from tasks.resume import check_same_data, resumed_config, run_folder
+from tasks.resume import check_same_data, goes_on, resumed_config, run_folder
 
 
 @pytest.fixture
@@ -53,6 +53,14 @@ def test_the_run_keeps_its_config(stopped, make_config):
     assert config["seed"] == config["lightning_module"]["seed"] == 3
     assert config["trainer"]["max_epochs"] == 5
     assert config["resume"] == str(stopped)
+
+
+def test_a_run_of_a_version_without_a_group_goes_on(stopped, make_config):
+    path = stopped / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    del stored["training"]
+    path.write_text(yaml.safe_dump(stored))
+    assert resumed_config(make_config(f"resume={stopped}"))["training"]["compile"] is False
 
 
 def test_the_command_that_started_it_goes_on_with_it(stopped, make_config):
@@ -137,3 +145,27 @@ def test_other_data_is_refused(tmp_path):
     check_same_data(tmp_path, "old")
     with pytest.raises(UserError, match=r"split new, then old"):
         check_same_data(tmp_path, "new")
+
+
+def test_a_job_that_was_queued_again_goes_on_in_its_folder(tmp_path, monkeypatch):
+    make_runs(tmp_path, "a/2026-01-03", "a/2026-01-04", "a/2026-01-05", "b/2026-01-06")
+    for name, job in (("a/2026-01-03", 6), ("a/2026-01-04", 7), ("a/2026-01-05", 8)):
+        write_results(tmp_path / name, {"schema": 1, "job": f"slurm {job}"})
+    write_results(tmp_path / "b/2026-01-06", {"schema": 1, "job": "slurm 7"})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    arguments = (None, str(tmp_path), "a", "now")
+    assert run_folder(*arguments) == str(tmp_path / "a/now"), "it is the first time"
+    config = {"resume": None, "paths": {"run": str(tmp_path / "a/2026-01-04")}}
+    assert not goes_on(config)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run_folder(*arguments) == str(tmp_path / "a/2026-01-04")
+    assert goes_on(config)
+    assert config["resume"] == str(tmp_path / "a/2026-01-04")
+    # It was stopped before there was anything to go on from.
+    assert not goes_on({"resume": None, "paths": {"run": str(tmp_path / "none")}})
+
+
+def test_a_run_is_refused_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match=r"choose another place with paths\.runs"):
+        run_folder(None, str(tmp_path / "runs"), "a", "now")

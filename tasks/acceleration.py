@@ -1,0 +1,86 @@
+"""Makes a training fast, or small: how its network computes, and the rate for larger batches."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+from common.errors import UserError, check_choice
+from tasks.recomputation import recompute_activations
+
+__all__ = ["accelerate_training", "scale_learning_rate"]
+
+_RULES = {"none": lambda k: 1.0, "linear": float, "sqrt": math.sqrt}
+
+
+def accelerate_training(module: L.LightningModule, settings: Mapping[str, Any]) -> None:
+    """Set how a module's network is trained; what it learns stays the same up to rounding.
+
+    Args:
+        module: with a `network`, which stays the same object with the same keys.
+        settings: `channels_last` orders the memory of its kernels that way, and with it that of all
+            that they compute; `compile` has `torch.compile` translate it; `checkpointing` is
+            `recompute_activations`; `tf32` shortens the factors of products to 10 bits, on
+            processors that can.
+
+    Raises:
+        UserError: two that exclude each other.
+    """
+    if settings["compile"] and settings["checkpointing"]:
+        raise UserError(
+            "training.compile=true chooses itself what it keeps for the backward pass, so it does "
+            "not go with training.checkpointing=true; set one of them to false."
+        )
+    network = module.network
+    if settings["tf32"]:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if settings["channels_last"]:
+        network.to(memory_format=torch.channels_last)
+    if settings["checkpointing"]:
+        recompute_activations(network)
+    if settings["compile"]:
+        # Methods that take features from the inside of a network do so by hooks, now and then.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        # `torch.compile(network)` would change the keys of the state dict.
+        network.compile()
+
+
+def scale_learning_rate(
+    module: L.LightningModule, rule: str, batch_size: int, processes: int, accumulate: int
+) -> dict[str, Any]:
+    """Scale a module's learning rate to the number of images of an optimizer step.
+
+    With `k = processes * accumulate` times the images, the rate is that of the config times 1, `k`
+    or `sqrt(k)`. Sources: Goyal et al., "Accurate, Large Minibatch SGD", 2017, for `linear`;
+    Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, for `sqrt`.
+
+    Args:
+        module: with the `optimizer_settings` of the config.
+        rule: `none`, `linear` or `sqrt`.
+        batch_size: images of a process.
+        processes: how many there are on all machines.
+        accumulate: batches whose gradients are one step.
+
+    Returns:
+        What `results.json` has of it: `per_process`, `processes`, `accumulate`, `effective` (their
+        product), `scale_lr` and `lr`.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    check_choice("training.scale_lr", rule, _RULES)
+    rate = module.configure_optimizers().param_groups[0]["lr"] * _RULES[rule](
+        processes * accumulate
+    )
+    module.optimizer_settings["lr"] = rate
+    return {
+        "per_process": batch_size,
+        "processes": processes,
+        "accumulate": accumulate,
+        "effective": batch_size * processes * accumulate,
+        "scale_lr": rule,
+        "lr": rate,
+    }

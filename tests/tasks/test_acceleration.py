@@ -1,0 +1,207 @@
+"""How a network is trained: faster, smaller, at another rate, and otherwise the same."""
+
+import copy
+import functools
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import UserError
+from lightning_modules import Segmentation
+from lightning_modules.auxiliary import AuxiliarySegmentation
+from networks import DermoSegDiff, UNet
+from tasks import fit
+from tasks.acceleration import accelerate_training, scale_learning_rate
+
+NOTHING = {"channels_last": False, "compile": False, "checkpointing": False, "tf32": False}
+NARROW = {"dim_x": 8, "dim_g": 8, "dim_mults": [1, 2], "attention_head_dim": 8}
+QUICK = (
+    *("experiment=demo_unet_teacher", "datamodule.image_size=16", "datamodule.num_samples=20"),
+    *("datamodule.num_workers=0", "datamodule.batch_size=2", "network.kwargs.base_width=4"),
+    *("logger=csv", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+)
+# As in conf/callbacks, which this experiment goes without.
+AVERAGED = (
+    "callbacks.ema={_target_:lightning_modules.callbacks.EMA,update_after_step:1}",
+    "callbacks.plateau=null",
+)
+
+
+@pytest.fixture
+def train(make_config, tmp_path):
+    """Runs a small experiment; returns its results and its last checkpoint."""
+
+    def run(name, *overrides):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        fit.run(make_config(*QUICK, f"hydra.runtime.output_dir={folder}", *overrides))
+        results = json.loads((folder / "results.json").read_text())
+        return results, torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+    return run
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiles without a compiler of C++, which takes a minute."""
+    compiled = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    yield
+    # Of each function, only so many translations are kept.
+    torch.compiler.reset()
+
+
+def module_of(network, **optimizer):
+    return Segmentation(network, {"bce": {"weight": 1}}, {"name": "SGD", "lr": 0.1, **optimizer})
+
+
+def assert_near(one, other, **near):
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, msg=key, **near)
+
+
+@pytest.mark.parametrize("network", [UNet(4), DermoSegDiff(**NARROW)])
+def test_every_map_has_its_channels_last(network):
+    inputs = (torch.rand(2, 3, 16, 16),)
+    if isinstance(network, DermoSegDiff):
+        inputs = (torch.randn(2, 1, 16, 16), *inputs, torch.tensor([1, 2]))
+    plain = copy.deepcopy(network)
+    orders = {}
+
+    def note(path, _, __, output):
+        last = output.is_contiguous(memory_format=torch.channels_last)
+        orders[path] = last or 1 in (output.shape[1], output[0, 0].numel())
+
+    for path, layer in network.named_modules():
+        # The order of a mask of one channel says nothing; the network knows what to do.
+        if isinstance(layer, nn.Conv2d) and path != "x_stem":
+            layer.register_forward_hook(functools.partial(note, path))
+    module = nn.Module()
+    module.network = network
+    accelerate_training(module, NOTHING | {"channels_last": True})
+    for each in (network, plain):
+        each(*inputs).square().mean().backward()
+    assert len(orders) > 10
+    assert all(orders.values()), [path for path, last in orders.items() if not last]
+    gradients = [{k: p.grad for k, p in n.named_parameters()} for n in (plain, network)]
+    assert_near(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_network_has_its_keys_and_its_features(traced):
+    image, mask = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    losses = {"bce": {"weight": 1}, "auxiliary_bce": {"weight": 1}}
+    module = AuxiliarySegmentation(
+        *(UNet(4), losses, {"name": "SGD", "lr": 0.1}), auxiliary={"deep": "encoder.1"}
+    )
+    plain = copy.deepcopy(module)
+    keys = list(module.state_dict())
+    accelerate_training(module, NOTHING | {"compile": True})
+    assert list(module.state_dict()) == keys
+    batch = {"image": image, "mask": mask}
+    for training in (True, False, True):
+        for each in (module, plain):
+            each.train(training)
+            each.predict(batch)
+        found, expected = (each.weighted_losses(batch, each.losses)[0] for each in (module, plain))
+        assert_near(expected, found)
+        for total in (found, expected):
+            total["loss"].backward()
+    gradients = [{k: p.grad for k, p in m.named_parameters()} for m in (plain, module)]
+    assert_near(*gradients)
+
+
+def test_products_are_short_only_if_asked_for():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        accelerate_training(module_of(UNet(4)), NOTHING)
+        assert torch.get_float32_matmul_precision() == before[0] == "highest"
+        accelerate_training(module_of(UNet(4)), NOTHING | {"tf32": True})
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_accumulated_batches_are_one_step(train):
+    results, last = train("run", "trainer.max_epochs=1", "trainer.accumulate_grad_batches=3")
+    batches = -(-results["data"]["n_train"] // 2)
+    assert last["global_step"] == -(-batches // 3)
+    assert results["batch"]["effective"] == 6
+
+
+def test_two_ways_to_keep_less_exclude_each_other():
+    with pytest.raises(UserError, match=r"training\.compile=true .* training\.checkpointing=true"):
+        accelerate_training(module_of(UNet(4)), NOTHING | {"compile": True, "checkpointing": True})
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 6), ("sqrt", math.sqrt(6))])
+def test_the_rate_follows_the_images_of_a_step(rule, factor):
+    settings = {"name": "SGD", "lr": 0.1}
+    module = Segmentation(UNet(4), {"bce": {"weight": 1}}, settings)
+    plan = scale_learning_rate(module, rule, 4, processes=2, accumulate=3)
+    rate = pytest.approx(0.1 * factor)
+    assert plan == {
+        **{"per_process": 4, "processes": 2, "accumulate": 3, "effective": 24},
+        **{"scale_lr": rule, "lr": rate},
+    }
+    assert module.configure_optimizers().param_groups[0]["lr"] == rate
+    assert module.optimizer_settings["lr"] == rate
+    assert settings["lr"] == 0.1
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(UserError, match=r"training\.scale_lr=cubic .* linear, sqrt"):
+        scale_learning_rate(module_of(UNet(4)), "cubic", 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.checkpointing=true",),
+        ("training.channels_last=true",),
+        ("training.compile=true",),
+        ("lightning_module.optimizer.fused=true",),
+        ("training.channels_last=true", "training.compile=true", "inference.compile=true"),
+    ],
+)
+def test_a_run_learns_the_same(train, traced, overrides):
+    # After more steps, what begins as rounding decides which of two pixels a maximum is.
+    common = ("datamodule.image_size=32", "datamodule.batch_size=4", "trainer.max_epochs=1")
+    common = (*common, "trainer.limit_train_batches=2", *AVERAGED)
+    common = (*common, "+lightning_module.optimizer.eps=0.1")
+    expected, last = train("plain", *common)
+    found, checkpoint = train("other", *common, *overrides)
+    assert found["status"] == "finished"
+    for part in ("state_dict", "current_model_state"):
+        assert_near(last[part], checkpoint[part], rtol=1e-5, atol=1e-5)
+    assert found["test"] == pytest.approx(expected["test"], rel=1e-2, abs=1e-3)
+
+
+def test_a_resumed_run_keeps_its_rate_and_says_that_the_batch_is_another(train, traced, capsys):
+    shared = ("training.scale_lr=linear", "trainer.accumulate_grad_batches=2")
+    first, last = train("run", *shared, "trainer.max_epochs=1")
+    assert first["batch"] == {
+        **{"per_process": 2, "processes": 1, "accumulate": 2, "effective": 4},
+        **{"scale_lr": "linear", "lr": pytest.approx(6e-3)},
+    }
+    line = "Effective batch 2 x 1 processes x 2 accumulated = 4 images; learning rate 0.006"
+    assert f"{line} (training.scale_lr=linear)\n" in capsys.readouterr().out
+    assert last["config"]["lightning_module"]["optimizer"]["lr"] == 3e-3
+
+    resume = ("trainer.max_epochs=2", "trainer.accumulate_grad_batches=1", "training.compile=true")
+    folder = f"resume={last['config']['paths']['run']}"
+    second, checkpoint = train("run", "training.scale_lr=linear", *resume, folder)
+    text = capsys.readouterr().out
+    assert "Until now the run took 4 images a step" in text
+    assert second["batch"]["effective"] == 2
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(6e-3)
+    assert checkpoint["epoch"] == 1
+    third, _ = train("run", *resume[1:], "trainer.max_epochs=3", folder)
+    assert "Until now" not in capsys.readouterr().out
+    assert third["batch"]["lr"] == pytest.approx(3e-3), "scaled once, from the config"
