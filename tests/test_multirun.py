@@ -14,22 +14,10 @@ import pytest
 import torch
 import yaml
 
+from tiny_runs import TINY
+
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
-    "experiment=demo_teacher",
-    "logger=csv",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.enable_progress_bar=false",
-    "datamodule.num_samples=40",
-    "datamodule.batch_size=4",
-    "datamodule.image_size=16",
-    "datamodule.num_workers=0",
-    "network.kwargs.dim_x_mults=[1,1]",
-    "network.kwargs.dim_g_mults=[1,1]",
-    "callbacks.ema.update_after_step=3",
-)
+SMALL = (*TINY, "datamodule.num_samples=40", "datamodule.num_workers=0")
 RATES = "lightning_module.optimizer.lr=1e-3,3e-3"
 pytestmark = pytest.mark.slow
 
@@ -41,7 +29,7 @@ def start(tmp_path):
 
     def begin(*overrides, launcher=(sys.executable,), name="runs", env=None):
         places = (f"paths.runs={tmp_path / name}", f"paths.cache={tmp_path}/cache")
-        command = [*launcher, str(ROOT / "run.py"), *overrides[:1], *TINY, *places, *overrides[1:]]
+        command = [*launcher, str(ROOT / "run.py"), *overrides[:1], *SMALL, *places, *overrides[1:]]
         log = (tmp_path / f"{name}.log").open("a")
         process = subprocess.Popen(
             command,
@@ -206,7 +194,7 @@ def two_processes(tmp_path_factory):
     """A run on two processes that the Trainer has started."""
     folder = tmp_path_factory.mktemp("two")
     places = (f"paths.runs={folder}/runs", f"paths.cache={folder}/cache")
-    command = [sys.executable, str(ROOT / "run.py"), *TINY, *places]
+    command = [sys.executable, str(ROOT / "run.py"), *SMALL, *places]
     subprocess.run(
         [*command, "trainer.devices=2", "trainer.max_epochs=3"],
         check=True,

@@ -16,28 +16,19 @@ from PIL import Image
 
 from datamodules.synthetic import synthesise_lesion
 from tasks.statistics import read_images
+from tiny_runs import TINY, timeless
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
-    "experiment=demo_teacher",
-    "logger=csv",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "trainer.check_val_every_n_epoch=1",
-    "trainer.enable_progress_bar=false",
+SMALL = (
+    *TINY,
     "datamodule.num_samples=57",
-    "datamodule.batch_size=4",
-    "datamodule.image_size=16",
     "datamodule.num_workers=1",
-    "network.kwargs.dim_x_mults=[1,1]",
-    "network.kwargs.dim_g_mults=[1,1]",
-    "callbacks.ema.update_after_step=3",
     "callbacks.plateau.patience=0",
 )
 pytestmark = pytest.mark.slow
 
 
-def start(tmp_path, name, *overrides, settings=TINY):
+def start(tmp_path, name, *overrides, settings=SMALL):
     runs = tmp_path / name
     places = (f"paths.runs={runs}", f"paths.cache={tmp_path}/cache")
     command = [sys.executable, str(ROOT / "run.py"), *settings, *places, *overrides]
@@ -89,16 +80,6 @@ def everything(folder):
     tensors["rate"] = torch.tensor(optimizer["param_groups"][0]["lr"], dtype=torch.float64)
     files = [(folder / name).read_text() for name in ("test_images.csv", "splits.csv")]
     return tensors, [timeless(folder / "metrics.csv"), *files]
-
-
-def timeless(path):
-    """Return the columns of a table of metrics without those that no two runs have alike."""
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    columns = zip(*rows, strict=True)
-    kept = [c for c in columns if c[0] != "train/images_per_second" and c[0][:7] != "system/"]
-    assert len(rows[0]) - len(kept) == 2
-    return kept
 
 
 def assert_same(one, two):

@@ -1,6 +1,5 @@
 """A run that was stopped, in whatever way, ends bit for bit as one that was not."""
 
-import csv
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from common.runs import read_results
 from lightning_modules import DiffusionSegmentation
 from lightning_modules.callbacks import LastCheckpoint
 from tasks import fit
+from tiny_runs import timeless
 
 SMALL = (
     "experiment=demo_teacher",
@@ -60,16 +60,6 @@ def train(make_config, tmp_path):
         return place
 
     return run
-
-
-def timeless(path):
-    """Return the columns of a table of metrics without those that no two runs have alike."""
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    columns = zip(*rows, strict=True)
-    kept = [c for c in columns if c[0] != "train/images_per_second" and c[0][:7] != "system/"]
-    assert len(rows[0]) - len(kept) == 2
-    return kept
 
 
 def outcome(folder):
