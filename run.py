@@ -75,6 +75,9 @@ def _unwind_on_signals() -> None:
 
 
 def _exit_interrupted(signum: int, folder: Path, config: DictConfig, multirun: bool) -> NoReturn:
+    # SLURM ends what it queues again, and that must not come between.
+    for again in STOPS:
+        signal.signal(again, signal.SIG_IGN)
     # A launched process that fails would have the others killed before they have ended.
     if global_rank() != 0:
         sys.exit(0)

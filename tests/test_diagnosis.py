@@ -143,6 +143,7 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
         network = build_network(config["network"])
     published = (2_223_872 + 1281 * count) if student else (23_508_032 + 2049 * count)
     assert sum(p.numel() for p in network.parameters()) == published
+    assert not optimizer.pop("fused")
     assert optimizer == {"name": "SGD", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-3}
     assert config["trainer"]["max_epochs"] == (60 if name == "ssd_head" else 150)
     assert config["datamodule"]["batch_size"] == (32 if turned else 128)

@@ -64,11 +64,14 @@ def assert_near(one, other, **near):
         torch.testing.assert_close(other[key], value, msg=key, **near)
 
 
-@pytest.mark.parametrize("network", [UNet(4), DermoSegDiff(**NARROW)])
-def test_every_map_has_its_channels_last(network):
-    inputs = (torch.rand(2, 3, 16, 16),)
-    if isinstance(network, DermoSegDiff):
-        inputs = (torch.randn(2, 1, 16, 16), *inputs, torch.tensor([1, 2]))
+@pytest.mark.parametrize("cls", [UNet, DermoSegDiff])
+def test_every_map_has_its_channels_last(cls):
+    # In double precision: what rounding does to a ReLU near 0 is no matter of the order.
+    network = cls(**({"base_width": 4} if cls is UNet else NARROW)).double()
+    inputs = (torch.rand(2, 3, 16, 16, dtype=torch.float64),)
+    if cls is DermoSegDiff:
+        noise = torch.randn(2, 1, 16, 16, dtype=torch.float64)
+        inputs = (noise, *inputs, torch.tensor([1, 2]))
     plain = copy.deepcopy(network)
     orders = {}
 

@@ -109,7 +109,7 @@ def test_a_checkpoint_is_replaced_only_when_the_new_one_is_whole(tmp_path, monke
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
     def half(value, target):
-        target.write_bytes(b"PK half of it")
+        target.write(b"PK half of it")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
