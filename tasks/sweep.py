@@ -63,7 +63,7 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **settings: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = [_read(path) for path in sorted(folder.glob("jobs/*.json"))]
+        jobs = _jobs(folder)
         write_tables(folder, jobs)
         print_table(folder, jobs)
         failed = sum(job["status"] != "finished" for job in jobs)
@@ -103,7 +103,11 @@ def run_job(config: DictConfig) -> float:
     }
     path = sweep / "jobs" / f"{hydra.job.num:04d}.json"
     says = global_rank() == 0
-    earlier = _find(sweep.parent, overrides) if config.skip_finished or restarted() else None
+    earlier = None
+    if config.skip_finished or restarted():
+        # A job that SLURM starts again was not told to leave out what other multiruns have done.
+        folders = sorted(sweep.parent.glob("*")) if config.skip_finished else [sweep]
+        earlier = _find(folders, overrides)
     if earlier:
         record |= {key: earlier[key] for key in ("folder", "seconds")}
     if earlier and earlier["status"] == "finished":
@@ -125,7 +129,7 @@ def run_job(config: DictConfig) -> float:
         if says:
             _write(path, record)
     if code and not _walks_grid(hydra):
-        if not any(_read(job)["status"] == "finished" for job in path.parent.glob("*.json")):
+        if not any(job["status"] == "finished" for job in _jobs(sweep)):
             raise UserError(f"The search ends, because no job of it has worked: {record['reason']}")
         # So a sweeper that searches learns of it; one that walks a grid would end the others.
         raise JobError(record["reason"])
@@ -226,12 +230,22 @@ def _has(plugin: str) -> bool:
         return False
 
 
-def _find(sweeps: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """Return the record of an earlier job with the same overrides, a finished one if possible."""
-    found = [_read(path) for path in sorted(sweeps.glob("*/jobs/*.json"), reverse=True)]
-    same = [job for job in found if job and _told(job["overrides"]) == _told(overrides)]
+def _find(sweeps: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the record of an earlier job with the same overrides, a finished one if possible.
+
+    Args:
+        sweeps: folders of multiruns, the newest last.
+        overrides: of the job.
+    """
+    found = [job for folder in reversed(sweeps) for job in _jobs(folder)]
+    same = [job for job in found if _told(job["overrides"]) == _told(overrides)]
     finished = [job for job in same if job["status"] == "finished"]
     return next(iter(finished + same), None)
+
+
+def _jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a multirun's jobs that can be read."""
+    return [job for path in sorted(folder.glob("jobs/*.json")) if (job := _read(path))]
 
 
 def _score(folder: Path) -> float:

@@ -138,9 +138,11 @@ def test_an_earlier_job_is_found_by_what_it_was_told(tmp_path):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_text(json.dumps(record))
     (tmp_path / "2/jobs/0002.json").write_text("{half")
-    assert sweep._find(tmp_path, ["a=1", "seed=0", "skip_finished=true"])["folder"] == "old"
-    assert sweep._find(tmp_path, ["seed=0", "a=2"])["folder"] == "cut"
-    assert sweep._find(tmp_path, ["a=1"]) is None
+    sweeps = [tmp_path / "1", tmp_path / "2"]
+    assert sweep._find(sweeps, ["a=1", "seed=0", "skip_finished=true"])["folder"] == "old"
+    assert sweep._find(sweeps[1:], ["a=1", "seed=0"])["folder"] == "new"
+    assert sweep._find(sweeps, ["seed=0", "a=2"])["folder"] == "cut"
+    assert sweep._find(sweeps, ["a=1"]) is None
 
 
 def test_a_multirun_is_continued_by_the_same_command(tmp_path):
