@@ -1,7 +1,6 @@
 """How training goes: its rate, the size of its gradients, its speed and its memory."""
 
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -73,5 +72,7 @@ def _memory(device: torch.device) -> float:
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:  # Only Linux says what a process takes now; macOS says the most it has taken.
+        import resource  # Windows has none.
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
