@@ -248,7 +248,12 @@ def test_a_time_limit_counts_from_the_resumed_command(train):
     [
         pytest.param(2, (), id="within an epoch", marks=pytest.mark.slow),
         pytest.param(4, (), id="before its last batch"),
-        pytest.param(1, ("trainer.accumulate_grad_batches=2",), id="with accumulated gradients"),
+        pytest.param(
+            1,
+            ("trainer.accumulate_grad_batches=2",),
+            id="with accumulated gradients",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_checkpoint_between_validations_is_enough_after_a_kill(train, monkeypatch, count, extra):

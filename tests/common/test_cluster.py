@@ -119,8 +119,15 @@ def _ask(environment, answers, num_nodes, decision):
         answers.put(f"refused: {error}")
 
 
-@pytest.mark.parametrize("decision", ["the folder", None])
-@pytest.mark.parametrize("launcher", ["srun", "nodes"])
+@pytest.mark.parametrize(
+    ("launcher", "decision"),
+    [
+        ("srun", "the folder"),
+        pytest.param("srun", None, marks=pytest.mark.slow),
+        pytest.param("nodes", "the folder", marks=pytest.mark.slow),
+        ("nodes", None),
+    ],
+)
 def test_all_processes_take_what_the_first_one_decides(launcher, decision):
     context = mp.get_context("spawn")
     answers = context.Queue()
