@@ -9,7 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
 
-__all__ = ["TRAINED_FOR", "checkpoint_config", "get_value", "plain", "relocate", "set_value"]
+__all__ = [
+    "TRAINED_FOR",
+    "checkpoint_config",
+    "get_value",
+    "given_keys",
+    "plain",
+    "relocate",
+    "set_value",
+    "split_override",
+]
 
 # What a checkpoint decides for itself; the rest of a config is about the present run.
 _FIXED = ("network", "lightning_module", "schedule")
@@ -47,8 +56,7 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
         UserError: a single value on the command line contradicts what the checkpoint decides, or
             a sampler is given for one that has none.
     """
-    overrides = HydraConfig.get().overrides.task
-    given = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    given = given_keys()
     for key in given:
         if key.split(".")[0] in _FIXED and "." in key:
             theirs, ours = get_value(trained, key), get_value(config, key)
@@ -85,6 +93,20 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     else:
         merged["seed"] = trained["seed"]
     return merged
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Return key and value of an override of the command line, such as `a.b=1`, `+a.b=1` or `~a`.
+
+    The value is as it was written, and empty where there is none.
+    """
+    key, _, value = override.partition("=")
+    return key.lstrip("+~"), value
+
+
+def given_keys() -> list[str]:
+    """Return the keys that the command line gives, of groups and of single values, in its order."""
+    return [split_override(override)[0] for override in HydraConfig.get().overrides.task]
 
 
 def get_value(config: dict[str, Any], key: str) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from numpy._core import multiarray
 from rich.console import Console
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from common.errors import UserError
 from common.files import atomic_path
 from networks import infer_reference_architecture, load_reference_state_dict
 from tasks.build import build_network, describe_network
-from tasks.configuration import get_value, set_value
+from tasks.configuration import get_value, given_keys, set_value
 
 __all__ = ["run"]
 
@@ -147,9 +146,7 @@ def _imported_config(
         "sampler.num_steps": steps,
         "sampler.ensemble": get_value(reference, "testing.ensemble"),
     }
-    given = {
-        override.split("=", 1)[0].lstrip("+~") for override in HydraConfig.get().overrides.task
-    }
+    given = given_keys()
     for key, value in found.items():
         if value is not None and key not in given and key.split(".")[0] not in given:
             set_value(made, key, value)

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from common.errors import UserError, check_choice
 from datamodules.photographs import Photographs, find_photographs, output_names
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
-from tasks.configuration import TRAINED_FOR, checkpoint_config
+from tasks.configuration import TRAINED_FOR, checkpoint_config, given_keys
 from tasks.diagnosis_writer import DiagnosisWriter
 from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import OnnxModule
@@ -93,7 +92,7 @@ def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, di
     """Return the config to predict with, the module, and how it wants its photographs."""
     path = Path(config["checkpoint"])
     if path.suffix == ".onnx":
-        given = {entry.lstrip("+~").split("=")[0] for entry in HydraConfig.get().overrides.task}
+        given = given_keys()
         fixed = sorted(key for key in given if key.split(".")[0] in _EXPORTED)
         if fixed:
             raise UserError(f"{fixed[0]} is part of {path}; leave it out, or export anew with it.")

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
 from common.runs import find_runs, read_results
-from tasks.configuration import get_value, relocate, set_value
+from tasks.configuration import get_value, given_keys, relocate, set_value
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
@@ -66,8 +65,7 @@ def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) 
             )
         refuse_read_only(Path(resume))
         return resume
-    named = any(o.split("=", 1)[0] == "experiment" for o in HydraConfig.get().overrides.task)
-    pattern = f"{experiment if named else '*'}/*"
+    pattern = f"{experiment if 'experiment' in given_keys() else '*'}/*"
     found = [p for p in runs.glob(pattern) if last_checkpoint(p).is_file()]
     if not found:
         raise UserError(
@@ -128,7 +126,7 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
         key: copy.deepcopy(value) for key, value in config.items() if key not in stored
     } | merged
     merged["resume"] = config["resume"]
-    given = [o.lstrip("+~").split("=", 1)[0] for o in HydraConfig.get().overrides.task]
+    given = given_keys()
     for key in given:
         key = key.replace("/", ".").split("@")[0]
         if key in ("experiment", "debug"):

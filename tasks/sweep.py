@@ -21,6 +21,7 @@ from common.cluster import external_launch, global_rank, restarted
 from common.errors import UserError, exit_with
 from common.files import refuse_read_only, write_text_atomic
 from common.runs import read_results
+from tasks.configuration import split_override
 from tasks.resume import last_checkpoint
 from tasks.submission import print_submission
 from tasks.sweep_table import print_table, write_tables
@@ -90,7 +91,7 @@ def run_job(config: DictConfig) -> float:
         UserError: so did all before it.
     """
     hydra = HydraConfig.get()
-    overrides = [o for o in hydra.overrides.task if _key(o) not in _UNTOLD]
+    overrides = [o for o in hydra.overrides.task if split_override(o)[0] not in _UNTOLD]
     sweep = Path(hydra.sweep.dir).resolve()
     runs = sweep.parent.parent
     record = {
@@ -188,7 +189,7 @@ def _set_folder(config: DictConfig, folder: Path) -> None:
 def _command(hydra: Any, overrides: Sequence[str], folder: Path, sweep: str) -> list[str]:
     """Return the command line of a job."""
     added = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    searched = [o for o in hydra.overrides.hydra if _key(o) == "hydra.searchpath"]
+    searched = [o for o in hydra.overrides.hydra if split_override(o)[0] == "hydra.searchpath"]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [
         *(sys.executable, str(ROOT / "run.py")),
@@ -254,12 +255,8 @@ def _score(folder: Path) -> float:
     return float("nan") if score is None else score
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
-
-
 def _told(overrides: Sequence[str]) -> list[str]:
-    return sorted(o for o in overrides if _key(o) not in _UNTOLD)
+    return sorted(o for o in overrides if split_override(o)[0] not in _UNTOLD)
 
 
 def _read(path: Path) -> dict[str, Any]:

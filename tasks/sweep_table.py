@@ -13,6 +13,7 @@ from common.files import write_text_atomic
 from common.markup import markdown_table
 from common.runs import main_score, read_results
 from common.tables import write_rows
+from tasks.configuration import split_override
 
 __all__ = ["Line", "print_table", "summarise", "write_tables"]
 
@@ -62,7 +63,7 @@ def summarise(runs: Path, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[Line]
         runs: the folder of all runs.
         jobs: the records of the multirun's jobs.
     """
-    settings = [dict(o.lstrip("+~").partition("=")[::2] for o in job["overrides"]) for job in jobs]
+    settings = [dict(map(split_override, job["overrides"])) for job in jobs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     varied = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
     lines: dict[tuple[str, ...], Line] = {}
@@ -154,7 +155,7 @@ def write_tables(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         results = read_results(runs / job["folder"]) or {}
         best, test = results.get("best") or {}, results.get("test") or {}
         told = {key: job[key] for key in ("num", "status", "folder", "seconds", "reason")}
-        given = dict(o.lstrip("+~").partition("=")[::2] for o in job["overrides"])
+        given = dict(map(split_override, job["overrides"]))
         score = {f"best {best['monitor']}": best["score"]} if best else {}
         table.append(told | given | score | test)
     if table:

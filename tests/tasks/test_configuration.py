@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from common.errors import UserError
-from tasks.configuration import checkpoint_config
+from tasks.configuration import checkpoint_config, split_override
 
 
 @pytest.fixture
@@ -81,3 +81,17 @@ def test_what_a_checkpoint_decides_can_be_repeated(make_config, trained):
 def test_a_missing_value_is_named(make_config):
     with pytest.raises(UserError, match=r"teacher.experiment has no value"):
         make_config("teacher=newest")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("a.b=1", ("a.b", "1")),
+        ("+a.b=1", ("a.b", "1")),
+        ("++a=x=y", ("a", "x=y")),
+        ("~a.b", ("a.b", "")),
+        ("path=", ("path", "")),
+    ],
+)
+def test_an_override_has_a_key_and_a_value(override, parts):
+    assert split_override(override) == parts
