@@ -94,7 +94,7 @@ def agree(decide: Callable[[], str], num_nodes: int = 1) -> str:
 
     host, port = _meeting_point(launch)
     # The one of torchrun's agent outlives its workers, so restarted ones find what was decided.
-    hosted = launch is not None and get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosted = _has_agents_store(launch)
     try:
         hosts = rank == 0 and not hosted
         whole = dist.TCPStore(host, port, size, is_master=hosts, timeout=PATIENCE)
@@ -124,12 +124,16 @@ def _decision(decide: Callable[[], str]) -> str:
         return f"{_FAILED}{error}"
 
 
+def _has_agents_store(launch: Launch | None) -> bool:
+    return launch is not None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def _meeting_point(launch: Launch | None) -> tuple[str, int]:
     """Return the address and port of the store; the Trainer's own processes meet beside it."""
     get = os.environ.get
     if launch is None or launch.launcher == "torchrun":
-        hosted = launch is not None and get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return os.environ["MASTER_ADDR"], int(get("MASTER_PORT", "12910")) + (not hosted)
+        port = int(get("MASTER_PORT", "12910"))
+        return os.environ["MASTER_ADDR"], port if _has_agents_store(launch) else port + 1
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     first = SLURMEnvironment.resolve_root_node_address(get("SLURM_NODELIST", "127.0.0.1"))
