@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from common.files import write_text_atomic
+from lightning_modules.callbacks.monitor import process_memory
 
 __all__ = [
     "REPEATS",
@@ -113,8 +114,7 @@ def memory(accelerator: str) -> float:
     """Return the memory in use in GB: of the process, or allocated on the GPU."""
     if accelerator == "gpu":
         return torch.cuda.memory_allocated() / 1e9
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e9
+    return process_memory() / 1e9
 
 
 def now(accelerator: str) -> float:

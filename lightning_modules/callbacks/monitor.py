@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-__all__ = ["Monitor", "gradient_norm"]
+__all__ = ["Monitor", "gradient_norm", "process_memory"]
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -54,7 +54,9 @@ class Monitor(L.Callback):
             rate = torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64)
             pl_module.log("train/lr", rate)
             pl_module.log("train/grad_norm", gradient_norm(optimizer))
-            pl_module.log("system/memory_gb", _memory(pl_module.device))
+            cuda = pl_module.device.type == "cuda"
+            taken = torch.cuda.max_memory_allocated(pl_module.device) if cuda else process_memory()
+            pl_module.log("system/memory_gb", taken / 1e9)
             if self._since is not None:
                 # Each process is dealt equally many.
                 images = self._images * trainer.world_size
@@ -66,13 +68,12 @@ class Monitor(L.Callback):
             self._images, self._since = 0, time.monotonic()
 
 
-def _memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
+def process_memory() -> int:
+    """Return the memory in bytes that this process takes now; on macOS the most it has taken."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # Only Linux says what a process takes now; macOS says the most it has taken.
+    except OSError:  # Only Linux has this file.
         import resource  # Windows has none.
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * os.sysconf("SC_PAGE_SIZE")
