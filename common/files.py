@@ -128,14 +128,17 @@ def refuse_read_only(folder: Path) -> None:
     """Refuse a folder, which need not exist, into which nothing can be written.
 
     Raises:
-        UserError: its file system is read-only, or the user has no right.
+        UserError: its file system is read-only, the user has no right, or it is no folder.
     """
     existing = _existing(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        # Only trying tells: on some file systems, such as NFS, the rights do not say.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
         raise UserError(
-            f"{folder} cannot be written, because {existing} cannot; choose another place with "
-            "paths.runs=<folder>."
-        )
+            f"{folder} cannot be written, because {existing} cannot ({error.strerror}); choose "
+            "another place with paths.runs=<folder>."
+        ) from error
 
 
 def refuse_full(folder: Path, needed: float) -> None:

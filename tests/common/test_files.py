@@ -1,10 +1,10 @@
 """Files and folders are whole or absent."""
 
 import errno
-import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,9 +127,19 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     file.touch()
     with pytest.raises(UserError, match=r"paths\.runs"):
         refuse_read_only(file / "runs")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    def refuse(**settings):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(UserError, match="cannot be written, because"):
         refuse_read_only(tmp_path / "runs")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="only Linux has such a folder")
+def test_what_the_rights_promise_is_not_believed():
+    with pytest.raises(UserError, match="cannot be written, because /proc cannot"):
+        refuse_read_only(Path("/proc/runs"))
 
 
 def test_too_little_room_is_refused(tmp_path):
