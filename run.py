@@ -57,8 +57,14 @@ def main() -> None:
     try:
         dispatch()
     except (HydraException, OmegaConfBaseException) as error:
-        own = error.__cause__
-        exit_with(str(own) if isinstance(own, UserError) else _explain(error))
+        exit_with(str(_own(error) or _explain(error)))
+
+
+def _own(error: BaseException | None) -> UserError | None:
+    """Return the error of this project that an error of Hydra was made of, if it was."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unwind_on_signals() -> None:

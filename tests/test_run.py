@@ -1,6 +1,7 @@
 """The command line as a user meets it: mistakes are short messages and exit code 2."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def run(tmp_path, *arguments):
         text=True,
         cwd=tmp_path,
         timeout=300,
+        # Sums over pixels take another order with another number of threads.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -47,6 +50,7 @@ def run(tmp_path, *arguments):
         (["trainer.precision=16-odd"], ["precision"]),
         (["sampler.num_steps=0"], ["sampler.num_steps=0"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
+        (["resume=gone"], ["error: resume=gone has no checkpoints/last.ckpt"]),
     ],
 )
 def test_mistakes_are_short_messages_before_any_training(
@@ -145,6 +149,5 @@ def test_two_processes_train_together_and_test_as_one_does(tmp_path):
     assert len(tables[0]) == 5, "an odd number"
     assert list(tables[1]) == list(tables[0])
     for image, values in tables[0].items():
-        # Sums over pixels take another order with another number of threads.
         assert tables[1][image] == pytest.approx(values, rel=1e-3, abs=1e-6)
     assert scores[1] == pytest.approx(scores[0], rel=1e-6)
