@@ -10,6 +10,7 @@ from common.errors import UserError
 from lightning_modules.losses import (
     WeightedSum,
     boundary_loss,
+    edge_closeness,
     huber_loss,
     l1_loss,
     l2_loss,
@@ -43,6 +44,8 @@ class DiffusionSegmentation(MaskModule):
         optimizer: `{name, lr, **arguments}`, see `build_optimizer`.
         objective: what the network predicts, `noise` (published), `x0` or `v`.
         t_min: smallest time step that is trained, 1 as published or 0.
+        pure_noise_share: share of the samples that are trained at the last time, pure noise, which
+            is the only one at which a mask in one step calls the network; 0 as published.
         min_snr_gamma: of `min_snr_weight` on the terms l1, l2 and huber; none weighs all times
             alike, as published.
         seed: of training noise (with step and rank) and sampling noise (with id and member).
@@ -68,6 +71,7 @@ class DiffusionSegmentation(MaskModule):
         "target",
         "edge_distance",
         "mask",
+        "closeness",
         "t",
         "num_timesteps",
         "time_weight",
@@ -84,6 +88,7 @@ class DiffusionSegmentation(MaskModule):
         validation: Mapping[str, int],
         objective: str = "noise",
         t_min: int = 1,
+        pure_noise_share: float = 0.0,
         min_snr_gamma: float | None = None,
         seed: int = 0,
         metrics: Mapping[str, Any] | None = None,
@@ -92,6 +97,10 @@ class DiffusionSegmentation(MaskModule):
         if not 0 <= t_min < schedule.num_timesteps:
             raise UserError(
                 f"lightning_module.t_min={t_min} must lie in [0, {schedule.num_timesteps})."
+            )
+        if not 0 <= pure_noise_share <= 1:
+            raise UserError(
+                f"lightning_module.pure_noise_share={pure_noise_share} must lie in [0, 1]."
             )
         for key, value in validation.items():
             if not isinstance(value, int) or value < 1:
@@ -118,6 +127,7 @@ class DiffusionSegmentation(MaskModule):
         self.validation = dict(validation)
         self.objective = objective
         self.t_min = t_min
+        self.pure_noise_share = pure_noise_share
         self.min_snr_gamma = min_snr_gamma
         self.seed = seed
         self._val_images_seen = 0
@@ -165,6 +175,8 @@ class DiffusionSegmentation(MaskModule):
             "time_weight": self._time_weight(t),
             **extra,
         }
+        if losses.needs("closeness"):
+            inputs["closeness"] = edge_closeness(batch["edge_distance"], mask)
         if losses.needs("x0"):
             inputs["x0"] = predict_x0(self.schedule, self.objective, output, x_t, t)
         with torch.autocast(self.device.type, enabled=False):
@@ -215,6 +227,9 @@ class DiffusionSegmentation(MaskModule):
             device=self.device,
         )
         noise = torch.randn(mask.shape, generator=generator, device=self.device)
+        if self.pure_noise_share:
+            chosen = torch.rand(len(mask), generator=generator, device=self.device)
+            t = t.masked_fill(chosen < self.pure_noise_share, self.schedule.num_timesteps - 1)
         loss, terms = self.diffusion_losses(batch, t, noise)
         self.log_training(loss, terms, len(mask))
         return loss
@@ -279,9 +294,13 @@ class DiffusionSegmentation(MaskModule):
         members = len(streams)
         mean = torch.zeros_like(image[:, :1], dtype=torch.float32)
         squares = torch.zeros_like(mean)
+        # What a network computes from the image alone serves all steps and members.
+        guidance = getattr(self.network, "guidance", None)
+        features = None if guidance is None else guidance(image)
         at_once = self.sampler.members_at_once or (members if image.is_cuda else 1)
         for first in range(0, members, at_once):
-            for offset, sample in enumerate(self._sample(image, streams[first : first + at_once])):
+            samples = self._sample(image, features, streams[first : first + at_once])
+            for offset, sample in enumerate(samples):
                 difference = sample - mean
                 mean = mean + difference / (first + offset + 1)
                 squares = squares + difference * (sample - mean)
@@ -290,15 +309,30 @@ class DiffusionSegmentation(MaskModule):
             result["uncertainty"] = (squares / members).sqrt() / 2
         return result
 
-    def _sample(self, image: Tensor, streams: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
-        """Return one sample `(B, 1, H, W)`, float32, for each stream of noise."""
-        images = torch.cat([image] * len(streams))
+    def _sample(
+        self,
+        image: Tensor,
+        features: Sequence[Tensor] | None,
+        streams: Sequence[Callable[[], Tensor]],
+    ) -> list[Tensor]:
+        """Return one sample `(B, 1, H, W)`, float32, for each stream of noise.
+
+        Args:
+            image: as in `predict_from`.
+            features: what the network's `guidance` makes of the image, none for other networks.
+            streams: as in `predict_from`.
+        """
+        if features is None:
+            network, condition = self.network, torch.cat([image] * len(streams))
+        else:
+            network = self.network.denoiser
+            condition = [torch.cat([feature] * len(streams)) for feature in features]
 
         def denoise(x_t: Tensor, t: int) -> Tensor:
             # Of `len` a tracer would keep the number.
             times = torch.full(x_t.shape[:1], t, device=x_t.device)
             # The noise has float32, the network the precision of its images.
-            output = self.network(x_t.to(images.dtype), images, times)
+            output = network(x_t.to(image.dtype), condition, times)
             return predict_x0(self.schedule, self.objective, output, x_t, times)
 
         def draw() -> Tensor:

@@ -63,6 +63,10 @@ class SegmentationDistillation(AuxiliarySegmentation):
                 )
         self.teacher = teacher
 
+    def live_terms(self) -> list[str]:
+        """Return the terms of nonzero weight that need more of the teacher than a probability."""
+        return ["auxiliary_kd"] if self.losses.needs("teacher_auxiliary") else []
+
     def on_fit_start(self) -> None:
         self.teacher.to(self.device, self.dtype)
 

@@ -4,6 +4,7 @@ Source: Bozorgpour et al., "DermoSegDiff: A Boundary-aware Segmentation Diffusio
 Lesion Delineation", 2023. `B` is the batch, `C` channels, `H` and `W` height and width in pixels.
 """
 
+import copy
 import math
 
 import torch
@@ -136,7 +137,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels, out_channels: widths; a 1x1 convolution adapts the residual where they differ.
-        time_dim: width of the time embedding.
+        time_dim: width of the time embedding; none for a block that does not know the time.
         groups: groups of the two group norms.
         channel_attention: gate the result by `EfficientChannelAttention` before the sum.
     """
@@ -145,12 +146,12 @@ class ResidualBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        time_dim: int,
+        time_dim: int | None,
         groups: int,
-        channel_attention: bool,
+        channel_attention: bool = False,
     ) -> None:
         super().__init__()
-        self.time = TimeProjection(time_dim, 2 * out_channels)
+        self.time = None if time_dim is None else TimeProjection(time_dim, 2 * out_channels)
         self.block1 = ConvBlock(in_channels, out_channels, groups)
         self.block2 = ConvBlock(out_channels, out_channels, groups)
         self.channel_attention = (
@@ -159,10 +160,25 @@ class ResidualBlock(nn.Module):
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, z: Tensor, time: Tensor) -> Tensor:
-        scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
-        h = self.block2(self.block1(z, scale, shift))
+    def forward(self, z: Tensor, time: Tensor | None = None) -> Tensor:
+        modulation = ()
+        if self.time is not None:
+            modulation = self.time(time)[:, :, None, None].chunk(2, dim=1)
+        h = self.block2(self.block1(z, *modulation))
         return self.channel_attention(h) + self.shortcut(z)
+
+    def fold(self, embedding: Tensor) -> None:
+        """Compute once what depends on no image; the block then cannot be trained any more.
+
+        Kernels are standardised, which changes no bit, and the modulation is a table.
+
+        Args:
+            embedding: of every time step, `(T, time_dim)`.
+        """
+        if self.time is not None:
+            self.time = nn.Embedding.from_pretrained(self.time(embedding))
+        for part in (self.block1, self.block2):
+            part.conv = part.conv.folded()
 
 
 class Attention(nn.Module):
@@ -259,6 +275,32 @@ class Upsample(nn.Sequential):
         super().__init__(
             nn.Upsample(scale_factor=2, mode="nearest"),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        )
+
+
+def inference_copy(network: nn.Module) -> nn.Module:
+    """Return a copy of a network that is not trained any more."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+def check_denoising_inputs(network: nn.Module, x: Tensor, g: Tensor) -> None:
+    """Refuse a noisy mask and an image that a network cannot take.
+
+    Args:
+        network: with `size_multiple`, `channels_x` and `channels_g`.
+        x, g: noisy mask and image, `(B, C, H, W)`.
+
+    Raises:
+        UserError: height or width does not fit, or the two do not fit together.
+    """
+    check_image_size(g, type(network).__name__, network.size_multiple)
+    if x.shape[-2:] != g.shape[-2:] or (x.shape[1], g.shape[1]) != (
+        network.channels_x,
+        network.channels_g,
+    ):
+        raise UserError(
+            f"The noisy mask {tuple(x.shape)} and image {tuple(g.shape)} must have the same "
+            f"size and {network.channels_x} and {network.channels_g} channels."
         )
 
 

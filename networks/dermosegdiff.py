@@ -7,7 +7,6 @@ Sources: Bozorgpour et al., "DermoSegDiff", 2023, figure 2; the EFKD repository 
 variant with efficient channel attention.
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +23,8 @@ from networks.blocks import (
     TimeEmbedding,
     Upsample,
     channels_come_last,
-    check_image_size,
+    check_denoising_inputs,
+    inference_copy,
 )
 
 __all__ = ["DermoSegDiff", "LiteDermoSegDiff"]
@@ -239,7 +239,7 @@ class DermoSegDiff(nn.Module):
             UserError: height or width is not a multiple of `size_multiple`, or the two inputs do
                 not fit together.
         """
-        self._check_inputs(x, g)
+        check_denoising_inputs(self, x, g)
         x_time, g_time = self.x_time(time), self.g_time(time)
         g = g_stem = self.g_stem(g)
         x = self.x_stem(x)
@@ -265,30 +265,16 @@ class DermoSegDiff(nn.Module):
         Kernels are standardised once, which changes no bit, and the projections of every time step
         are tables. The copy cannot be trained, and times must be below `num_timesteps`.
         """
-        folded = copy.deepcopy(self).eval().requires_grad_(False)
+        folded = inference_copy(self)
         times = torch.arange(num_timesteps, device=folded.head.weight.device)
+        x_embedding, g_embedding = folded.x_time(times), folded.g_time(times)
         image_blocks = {
             block for stage in folded.encoder for block in (stage.g_block1, stage.g_block2)
         }
         for block in [m for m in folded.modules() if isinstance(m, ResidualBlock)]:
-            embed = folded.g_time if block in image_blocks else folded.x_time
-            block.time = nn.Embedding.from_pretrained(block.time(embed(times)))
-            for part in (block.block1, block.block2):
-                part.conv = part.conv.folded()
+            block.fold(g_embedding if block in image_blocks else x_embedding)
         folded.x_time = folded.g_time = nn.Identity()
         return folded.requires_grad_(False)
-
-    def _check_inputs(self, x: Tensor, g: Tensor) -> None:
-        name = f"{type(self).__name__} with {len(self.encoder)} levels"
-        check_image_size(g, name, self.size_multiple)
-        if x.shape[-2:] != g.shape[-2:] or (x.shape[1], g.shape[1]) != (
-            self.channels_x,
-            self.channels_g,
-        ):
-            raise UserError(
-                f"The noisy mask {tuple(x.shape)} and image {tuple(g.shape)} must have the same "
-                f"size and {self.channels_x} and {self.channels_g} channels."
-            )
 
 
 class LiteDermoSegDiff(DermoSegDiff):

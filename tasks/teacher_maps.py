@@ -18,9 +18,6 @@ from lightning_modules.teacher import FrozenTeacher
 
 __all__ = ["attach_teacher", "check_cacheable"]
 
-# What a teacher can only say while the student learns.
-_LIVE = {"teacher": "efkd", "teacher_auxiliary": "auxiliary_kd"}
-
 
 def check_cacheable(module: L.LightningModule) -> None:
     """Refuse a student that needs more of its teacher than a probability for each image.
@@ -33,13 +30,12 @@ def check_cacheable(module: L.LightningModule) -> None:
             "teacher.cached=true keeps a teacher's masks, and a classifier has none; set "
             "teacher.cached=false."
         )
-    for name, term in _LIVE.items():
-        if module.losses.needs(name):
-            raise UserError(
-                f"teacher.cached=true keeps the teacher's probability alone, and "
-                f"lightning_module.losses.{term} needs more; set its weight to 0, or "
-                "teacher.cached=false."
-            )
+    for term in module.live_terms():
+        raise UserError(
+            f"teacher.cached=true keeps the teacher's probability alone, and "
+            f"lightning_module.losses.{term} needs more; set its weight to 0, or "
+            "teacher.cached=false."
+        )
 
 
 def attach_teacher(

@@ -1,11 +1,12 @@
 """Losses as pure functions, tensors in and a scalar out, and their weighted sum."""
 
-from lightning_modules.losses.boundary import boundary_loss, boundary_weight
+from lightning_modules.losses.boundary import boundary_loss, boundary_weight, edge_closeness
 from lightning_modules.losses.classification import cross_entropy_loss, kd_kl
 from lightning_modules.losses.distillation import (
     auxiliary_bce_loss,
     auxiliary_kd_loss,
     bernoulli_kl_loss,
+    consistency_loss,
     logit_kd_loss,
     probability_kd_loss,
 )
@@ -38,8 +39,10 @@ __all__ = [
     "boundary_loss",
     "boundary_weight",
     "channel_gram_rmse",
+    "consistency_loss",
     "cross_entropy_loss",
     "dice_loss",
+    "edge_closeness",
     "efkd_loss",
     "focal_loss",
     "hint_mse",

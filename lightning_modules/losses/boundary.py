@@ -28,7 +28,12 @@ def edge_closeness(edge_distance: Tensor, mask: Tensor) -> Tensor:
 
 
 def boundary_weight(
-    edge_distance: Tensor, mask: Tensor, t: Tensor, num_timesteps: int, gamma: float
+    edge_distance: Tensor,
+    mask: Tensor,
+    t: Tensor,
+    num_timesteps: int,
+    gamma: float,
+    closeness: Tensor | None = None,
 ) -> Tensor:
     """Weight of each pixel by its closeness to the mask's edge.
 
@@ -42,6 +47,7 @@ def boundary_weight(
         t: integer time steps `(B,)` in `[0, num_timesteps)`.
         num_timesteps: `T` of the noise schedule.
         gamma: strength, at least 0.
+        closeness: `edge_closeness` of the first two, where it is known already.
 
     Returns:
         float32 `(B, 1, H, W)` in [0, 1], without gradient.
@@ -51,7 +57,8 @@ def boundary_weight(
     """
     if gamma < 0:
         raise UserError(f"gamma={gamma} of a boundary weight must be at least 0, such as 1.5.")
-    closeness = edge_closeness(edge_distance, mask)
+    if closeness is None:
+        closeness = edge_closeness(edge_distance, mask)
     exponent = (gamma * (num_timesteps - t.float()) / num_timesteps) ** gamma
     return closeness ** exponent.view(-1, 1, 1, 1)
 
@@ -65,18 +72,19 @@ def boundary_loss(
     num_timesteps: int,
     gamma: float = 1.5,
     root: str = "l2",
+    closeness: Tensor | None = None,
 ) -> Tensor:
     """Mean over all elements of `W |prediction - target|^r`, `W` from `boundary_weight`.
 
     Args:
         prediction, target: network output and what it should be, `(B, C, H, W)`.
-        edge_distance, mask, t, num_timesteps, gamma: as in `boundary_weight`.
+        edge_distance, mask, t, num_timesteps, gamma, closeness: as in `boundary_weight`.
         root: `l2` for `r = 2`, `l1` for `r = 1`.
 
     Raises:
         UserError: another `root`, or `gamma` is negative.
     """
     check_choice("losses.boundary.root", root, ("l1", "l2"))
-    weight = boundary_weight(edge_distance, mask, t, num_timesteps, gamma)
+    weight = boundary_weight(edge_distance, mask, t, num_timesteps, gamma, closeness)
     difference = prediction.float() - target.float()
     return (weight * (difference.abs() if root == "l1" else difference.square())).mean()

@@ -17,6 +17,7 @@ __all__ = [
     "auxiliary_kd_loss",
     "bernoulli_kl_loss",
     "check_temperature",
+    "consistency_loss",
     "logit_kd_loss",
     "probability_kd_loss",
 ]
@@ -106,6 +107,17 @@ def probability_kd_loss(
     probability = (at_least_float32(x0) + 1) / 2
     squared = (probability - _matched(teacher_probability, x0)).square()
     return weighted_mean(squared, x0_weight)
+
+
+def consistency_loss(x0: Tensor, consistent_x0: Tensor, x0_weight: Tensor | None = None) -> Tensor:
+    """Squared difference of two clean masks of one network, on the scale of `probability_kd_loss`.
+
+    Args:
+        x0: as predicted from more noise, `(B, 1, H, W)`.
+        consistent_x0: as predicted from less, the same shape, in [-1, 1]; gets no gradient.
+        x0_weight: as in `probability_kd_loss`.
+    """
+    return probability_kd_loss(x0, (consistent_x0 + 1) / 2, x0_weight)
 
 
 def _matched(teacher: Tensor, student: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from common.errors import UserError
 from datamodules import edge_distance
 from lightning_modules import DiffusionSegmentation
 from lightning_modules.processes import DDIM, DDPM, DPMSolver, NoiseSchedule, min_snr_weight
+from networks import CompactDermoSegDiff
 
 OPTIMIZER = {"name": "Adam", "lr": 1e-3}
 VALIDATION = {"num_images": 3, "ensemble": 1, "num_timesteps": 4}
@@ -319,3 +320,54 @@ def test_optimizer_mistakes_are_named(tiny_network, optimizer, message):
     module.optimizer_settings = optimizer
     with pytest.raises(UserError, match=message):
         module.configure_optimizers()
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 6), (0.5, 60, 140), (1.0, 200, 200)])
+def test_a_share_of_the_samples_is_trained_at_pure_noise(
+    tiny_network, make_trainer, share, least, most
+):
+    seen = []
+    module = make_module(tiny_network, pure_noise_share=share)
+
+    def note(batch, t, noise, losses=None):
+        seen.append(t)
+        return module.network.head.bias.sum(), {}
+
+    module.diffusion_losses = note
+    trainer = make_trainer(max_steps=20, limit_val_batches=0)
+    trainer.fit(module, loader([make_batch(10)] * 20))
+    times = torch.cat(seen)
+    assert times.shape == (200,)
+    assert least <= (times == 249).sum() <= most
+    other = times[times != 249]
+    assert not len(other) or (other.min() >= 1 and len(other.unique()) > len(other) / 3)
+
+
+def test_illegal_shares_are_named(tiny_network):
+    with pytest.raises(UserError, match=r"pure_noise_share=1.5 must lie in \[0, 1\]"):
+        make_module(tiny_network, pure_noise_share=1.5)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_guidance_is_computed_once_for_all_steps_and_members(at_once):
+    torch.manual_seed(0)
+    network = CompactDermoSegDiff([8, 8], [4, 4], [1, 1], [1, 1], 2, 4, 1, 8)
+    module = make_module(network, DDIM(2, ensemble=3, members_at_once=at_once), objective="x0")
+    batch = make_batch(2)
+    guided, denoised = [], []
+    network.guidance.register_forward_hook(lambda *_: guided.append(1))
+    network.denoiser.register_forward_hook(lambda m, x, y: denoised.append(len(x[0])))
+    result = module.predict(batch)
+    assert len(guided) == 1
+    assert denoised == [2 * at_once] * (6 // at_once)
+
+    class Whole(torch.nn.Module):
+        """The same network, of which only the whole can be called."""
+
+        def forward(self, x, g, time):
+            return network(x, g, time)
+
+    module.network = Whole()
+    expected = module.predict(batch)
+    for name, values in expected.items():
+        torch.testing.assert_close(result[name], values, rtol=1e-4, atol=1e-5)

@@ -279,3 +279,89 @@ def test_mixed_precision_is_for_the_networks_only(tiny_network, objective):
     torch.testing.assert_close(loss, exact, rtol=0.03, atol=0)
     loss.backward()
     assert {p.grad.dtype for p in tiny_network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("objective", ["x0", "noise", "v"])
+def test_the_student_can_match_the_mask_that_a_teacher_predicts(tiny_network, objective):
+    # Also one of a single pass, which cannot be asked at noise.
+    teacher = frozen(copy.deepcopy(tiny_network), None)
+    losses = {"efkd": {"weight": 1, "edge_band": 2.0}}
+    settings = {"efkd_target": "prediction", "objective": objective}
+    module = make_module(tiny_network, teacher, losses, **settings)
+    assert module.live_terms() == []
+    batch, t, noise = lesion_batch(), torch.tensor([5, 249]), torch.randn(2, 1, 16, 16)
+    total, _ = module.diffusion_losses(batch, t, noise)
+
+    schedule = module.schedule
+    x_t = schedule.q_sample(batch["mask"] * 2 - 1, t, noise)
+    wanted = batch["image"].mean(1, keepdim=True) * 2 - 1
+    expected = efkd_loss(
+        tiny_network(x_t, batch["image"], t),
+        output_from_x0(schedule, objective, wanted, x_t, t),
+        batch["edge_distance"],
+        batch["mask"],
+        t,
+        250,
+        edge_band=2.0,
+        sample_weight=None if objective == "x0" else snr(schedule, t).clamp(max=1),
+    )
+    torch.testing.assert_close(total, expected)
+    known = {**batch, "teacher_probability": (wanted + 1) / 2, "image": batch["image"]}
+    module.teacher.module.predict = None
+    torch.testing.assert_close(module.diffusion_losses(known, t, noise)[0], expected)
+
+
+def test_consistency_compares_with_what_is_predicted_from_less_noise(tiny_network):
+    network = copy.deepcopy(tiny_network)
+    torch.nn.init.constant_(network.head.bias, 0.3)
+    module = make_module(
+        tiny_network,
+        frozen(network, "x0"),
+        {"consistency": {"weight": 1}},
+        objective="x0",
+        consistency_jump=40,
+    )
+    assert module.live_terms() == ["consistency"]
+    batch, t, noise = lesion_batch(), torch.tensor([100, 30]), torch.randn(2, 1, 16, 16)
+    calls = []
+    tiny_network.register_forward_hook(lambda m, x, y: calls.append((x[0], x[2], y)))
+    total, _ = module.diffusion_losses(batch, t, noise)
+    (x_lower, lower, target), (x_t, _, output) = calls
+    assert lower.tolist() == [60, 0]
+    assert not target.requires_grad
+    assert output.requires_grad
+    # One DDIM step of the teacher leads from one to the other.
+    believed = network(x_t, batch["image"], t).clamp(-1, 1)
+    for row, (now, then) in enumerate(((100, 60), (30, 0))):
+        step = DDIM(2).step(
+            module.schedule, x_t[[row]], believed[[row]], now, then, lambda: None
+        ).previous  # fmt: skip
+        torch.testing.assert_close(x_lower[[row]], step, rtol=1e-4, atol=1e-4)
+    expected = ((output - target.clamp(-1, 1)) / 2).square().mean()
+    torch.testing.assert_close(total, expected)
+
+
+def test_terms_that_need_a_teacher_at_noise_say_so(tiny_network):
+    teacher = frozen(copy.deepcopy(tiny_network), None)
+    for losses, settings in (
+        ({"consistency": {"weight": 1}}, {}),
+        ({"consistency": {"weight": 1}, "efkd": EFKD_ISIC}, {"efkd_target": "prediction"}),
+    ):
+        with pytest.raises(UserError, match="losses.consistency needs a diffusion teacher"):
+            make_module(tiny_network, teacher, losses, **settings)
+    both = {"efkd": EFKD_ISIC, "consistency": {"weight": 1}, "l2": {"weight": 1}}
+    module = make_module(tiny_network, frozen(copy.deepcopy(tiny_network), "noise"), both)
+    assert module.live_terms() == ["efkd", "consistency"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"efkd_target": "teacher"}, "efkd_target=teacher .* network, prediction"),
+        ({"consistency_jump": 0}, r"consistency_jump=0 must lie in \[1, 250\)"),
+        ({"consistency_jump": 250}, "consistency_jump=250 must lie"),
+    ],
+)
+def test_illegal_arguments_are_named(tiny_network, settings, message):
+    with pytest.raises(UserError, match=message):
+        make_module(tiny_network, None, {"l2": {"weight": 1}}, **settings)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from common.errors import UserError
 from datamodules import edge_distance
-from lightning_modules.losses import efkd_loss
+from lightning_modules.losses import edge_closeness, efkd_loss
 
 
 def distances(mask):
@@ -116,3 +117,42 @@ def test_sample_weights_scale_each_sample():
     weighted = loss([0, 1], sample_weight=torch.tensor([0.25, 2.0]))
     expected = (0.25 * loss([0]) + 2 * loss([1])) / 2
     torch.testing.assert_close(weighted, expected)
+
+
+@pytest.mark.parametrize("band", [0.5, 2.0, 5.0])
+def test_an_edge_of_pixels_is_the_same_band_at_every_time_and_size_of_lesion(band):
+    mask = torch.cat((square(), square(low=4, high=28)))
+    distance, t = distances(mask), torch.tensor([3, 240])
+    student = torch.where(distance <= band, 2.0, 3.0)
+    options = {"edge_weight": 10, "body_weight": 1, "edge_band": band}
+    loss = efkd_loss(student, torch.zeros_like(mask), distance, mask, t, 250, **options)
+    assert loss.item() == pytest.approx(10 * 4 + 9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_with_an_edge_of_pixels_a_mask_without_outline_is_all_body(value):
+    mask = torch.full((2, 1, 16, 16), value)
+    student = torch.randn(mask.shape)
+    options = {"edge_weight": 10, "body_weight": 2, "edge_band": 3}
+    arguments = (student, torch.zeros_like(mask), distances(mask), mask, torch.tensor([0, 249]))
+    loss = efkd_loss(*arguments, 250, **options)
+    assert loss.item() == pytest.approx(2 * student.square().mean().item(), rel=1e-5)
+
+
+def test_a_band_must_not_be_negative():
+    mask = square()
+    with pytest.raises(UserError, match="edge_band=-1 must be at least 0 px"):
+        efkd_loss(mask, mask, distances(mask), mask, torch.tensor([5]), 250, edge_band=-1)
+
+
+@pytest.mark.parametrize("dependent", [True, False])
+def test_a_closeness_that_is_known_changes_nothing(dependent):
+    mask, student, t = square(), torch.randn(1, 1, 32, 32), torch.tensor([100])
+    distance = distances(mask)
+    arguments = (student, torch.zeros_like(mask))
+    options = {"edge_time_dependent": dependent}
+    expected = efkd_loss(*arguments, distance, mask, t, 250, **options)
+    closeness = edge_closeness(distance, mask)
+    unused = torch.full_like(distance, float("nan"))
+    known = efkd_loss(*arguments, unused, mask, t, 250, closeness=closeness, **options)
+    assert torch.equal(known, expected)
