@@ -12,6 +12,7 @@ __all__ = [
     "RESULTS_SCHEMA",
     "find_runs",
     "main_score",
+    "mask_gmac",
     "name_runs",
     "read_results",
     "write_results",
@@ -69,6 +70,13 @@ def main_score(results: Mapping[str, Any]) -> tuple[str, float | None]:
     test = results.get("test") or {}
     name = "balanced_accuracy" if "test/balanced_accuracy" in test else "dice"
     return name, test.get(f"test/{name}")
+
+
+def mask_gmac(results: Mapping[str, Any]) -> float:
+    """Return the multiply-adds of all network calls that a run makes for one image, in 10^9."""
+    network, calls = results["network"], results.get("calls_per_mask") or 1
+    # Runs of networks that share nothing between calls need not say so.
+    return network["gmac"] * calls - network.get("guidance_gmac", 0) * (calls - 1)
 
 
 def _finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ from tasks.build import (
 )
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import checkpoint_config
+from tasks.export import MOST_STEPS, make_portable, write_verified
 from tasks.inference import accelerate
+from tasks.onnx_module import OnnxModule
 
 __all__ = ["run"]
 
@@ -48,7 +51,8 @@ ONE_PASS = {
         "classes": [],
     },
 }
-MASK_REPEATS = 3
+MASK_REPEATS = 5
+ONNX_TOLERANCE = 1e-3
 PRECISIONS = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 COLUMNS = {
     "name": "network",
@@ -59,6 +63,7 @@ COLUMNS = {
     "call_s": "s a call",
     "calls_per_s": "calls a s",
     "mask_s": "s a mask",
+    "onnx_mask_s": "s a mask, ONNX",
     "peak_gb": "peak GB of the process",
 }
 
@@ -71,12 +76,14 @@ class Subject:
         name: for the tables.
         config: with `network`, `datamodule`, `sampler` and what else builds a module.
         module: the built module, on its device and in its precision.
+        network: that of the module as it was before anything made it faster.
         precision: as `trainer.precision`.
     """
 
     name: str
     config: dict[str, Any]
     module: Any
+    network: nn.Module
     precision: str
 
     @property
@@ -150,7 +157,11 @@ def _preset(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def _size(name: str, network: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
     described = describe_network(network, config)
     size = sum(p.numel() * p.element_size() for p in network.parameters())
-    return {"name": name, **{k: described[k] for k in ("params", "gmac")}, "param_mb": size / 2**20}
+    return {
+        "name": name,
+        **{k: described[k] for k in ("params", "gmac", "guidance_gmac")},
+        "param_mb": size / 2**20,
+    }
 
 
 def _subject(
@@ -169,13 +180,13 @@ def _subject(
     kind, _, how = precision.partition("-")
     if kind not in PRECISIONS or how not in ("true", "mixed"):
         raise UserError(f"trainer.precision={precision} cannot be measured; choose bf16-true.")
-    module = build_module(config, network, teacher=None)
+    module = build_module(config, copy.deepcopy(network), teacher=None)
     settings = dict.fromkeys(config["inference"], False) if plain else config["inference"]
     accelerate(module, settings)
     module.to(device)
     if how == "true":
         module.network.to(PRECISIONS[kind])
-    return Subject("plain float32" if plain else name, config, module, precision)
+    return Subject("plain float32" if plain else name, config, module, network, precision)
 
 
 def _with_method(config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
@@ -219,6 +230,8 @@ def _measure(
                 **_size(subject.name, build_on_meta(whole), subject.config),
                 "image_size": subject.config["datamodule"]["image_size"],
                 "precision": subject.precision,
+                "network": {key: whole.get(key) for key in ("name", "kwargs")},
+                "sampler": subject.config["sampler"],
                 "calls_per_mask": subject.module.calls_per_mask,
                 "batches": {},
             }
@@ -231,8 +244,11 @@ def _measure(
             row["batches"][batch_size] = _spread(times[index], batch_size)
     for subject, row in zip(subjects, rows, strict=True):
         first = row["batches"][config["batch_sizes"][0]]
+        row["onnx_mask_s"] = None
         row["call_s"], row["calls_per_s"] = first["median_s"], 1 / first["median_s"]
         row |= _mask_seconds(subject, row, device, config["longest_mask"])
+        if config["onnx"]:
+            row |= _onnx_mask_seconds(subject)
         row["peak_gb"] = _peak_memory(device)
     return rows
 
@@ -296,13 +312,38 @@ def _mask_seconds(
     size = subject.config["datamodule"]["image_size"]
     image = torch.rand(1, 3, size, size, device=device, dtype=subject.dtype)
     predict = partial(subject.module.predict, {"image": image, "id": ["benchmark"]})
+    repeats = MASK_REPEATS if reckoned * MASK_REPEATS < longest else 1
+    with subject.casting(device):
+        seconds = _median_seconds(predict, repeats, device)
+    return {"mask_s": seconds, "mask_s_reckoned": False}
+
+
+def _onnx_mask_seconds(subject: Subject) -> dict[str, Any]:
+    """Time one mask by onnxruntime in float32; reckon it where a file would have too many steps."""
+    config, size = subject.config, subject.config["datamodule"]["image_size"]
+    calls, reckoned = subject.module.calls_per_mask, False
+    if config["sampler"] and config["sampler"]["num_steps"] > MOST_STEPS:
+        config = {**config, "sampler": {**config["sampler"], "num_steps": 2, "ensemble": 1}}
+        reckoned = True
+    portable, metadata = make_portable(config, subject.network)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_verified(portable, metadata, path, ONNX_TOLERANCE)
+        model = OnnxModule(path)
+        image = torch.randint(0, 256, (1, 3, size, size)).float()
+        predict = partial(model.predict, {"image": image, "id": ["benchmark"]})
+        predict()
+        seconds = _median_seconds(predict, MASK_REPEATS, torch.device("cpu"))
+    return {"onnx_mask_s": seconds * (calls / 2 if reckoned else 1), "onnx_reckoned": reckoned}
+
+
+def _median_seconds(function: Callable[[], Any], repeats: int, device: torch.device) -> float:
     times = []
-    for _ in range(MASK_REPEATS if reckoned * MASK_REPEATS < longest else 1):
+    for _ in range(repeats):
         started = _now(device)
-        with subject.casting(device):
-            predict()
+        function()
         times.append(_now(device) - started)
-    return {"mask_s": statistics.median(times), "mask_s_reckoned": False}
+    return statistics.median(times)
 
 
 def _peak_memory(device: torch.device) -> float:
@@ -327,7 +368,9 @@ def _shown(key: str, value: Any) -> str:
         return str(value)
     if key == "params":
         return f"{value:,}"
-    return f"{value:.3f}" if key in ("call_s", "mask_s", "peak_gb") else f"{value:.2f}"
+    return (
+        f"{value:.3f}" if key in ("call_s", "mask_s", "onnx_mask_s", "peak_gb") else f"{value:.2f}"
+    )
 
 
 def _batch_table(rows: list[dict[str, Any]]) -> str:

@@ -178,23 +178,39 @@ def takes_teacher(config: Config) -> bool:
 
 
 def describe_network(network: nn.Module, config: Config) -> dict[str, Any]:
-    """Return the `name`, `params` and `gmac` (10^9 multiply-adds a call) of a run's network."""
+    """Return what a run's network is.
+
+    Returns:
+        `name`, `params`, `gmac` (10^9 multiply-adds a call), and `guidance_gmac`, those of them
+        that a mask takes once, however many calls it has.
+    """
+    size = config["datamodule"]["image_size"]
     return {
         "name": config["network"]["name"],
         "params": sum(parameter.numel() for parameter in network.parameters()),
-        "gmac": round(giga_macs(config["network"], config["datamodule"]["image_size"]), 4),
+        "gmac": round(giga_macs(config["network"], size), 4),
+        "guidance_gmac": round(giga_macs(config["network"], size, guidance=True), 4),
     }
 
 
-def giga_macs(network_config: Config, image_size: int) -> float:
+def giga_macs(network_config: Config, image_size: int, guidance: bool = False) -> float:
     """Return the multiply-adds of one network call on one square image, in 10^9.
 
     Counted on the meta device, so the largest network costs nothing; an image size that the network
     refuses is an error here, before any training.
+
+    Args:
+        network_config: the group `network`.
+        image_size: in px.
+        guidance: only those of its `guidance`, 0 for a network without.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build_network(network_config).eval()
-        network(*call_inputs(network, torch.empty(1, 3, image_size, image_size)))
+        image = torch.empty(1, 3, image_size, image_size)
+        if not guidance:
+            network(*call_inputs(network, image))
+        elif hasattr(network, "guidance"):
+            network.guidance(image)
     return counter.get_total_flops() / 2 / 1e9
 
 

@@ -10,8 +10,15 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.files import atomic_path, write_text_atomic
-from common.runs import name_runs, read_results
-from tasks.statistics import compare_predictions, compare_scores, read_images, read_predictions
+from common.runs import find_runs, name_runs, read_results
+from tasks.cases import draw_cases
+from tasks.statistics import (
+    compare_predictions,
+    compare_scores,
+    mean_images,
+    read_images,
+    read_predictions,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -19,13 +26,19 @@ from matplotlib import pyplot as plt
 __all__ = ["run"]
 
 console = Console(highlight=False)
+# Distances: the higher, the worse.
+_DISTANCES = ("hd95", "assd")
 
 
 def run(config: dict[str, Any]) -> None:
     """Compare the first of `runs` with each of the others, on the test images that both have.
 
+    Each is the folder of a run, or that of an experiment: its tested runs then count as one, which
+    has the mean of their scores of each image.
+
     Prints a table of paired differences and writes `comparison.json` and `comparison.png` (one
-    image a point) to the run folder.
+    image a point) to the run folder. With `pictures` there is also a `worst.png` for each of the
+    others: that many images of its lowest score, with the outlines of the first and its own.
 
     Raises:
         UserError: fewer than two runs, a run without test, or runs that share no image.
@@ -39,21 +52,28 @@ def run(config: dict[str, Any]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs: {folder} does not exist; give folders of runs.")
-    names = name_runs([(folder, read_results(folder) or {}) for folder in folders])
-    diagnoses = [(folder / "predictions.csv").is_file() for folder in folders]
+    members = [_members(folder) for folder in folders]
+    names = name_runs([(runs[0], read_results(runs[0]) or {}) for runs in members])
+    diagnoses = [(runs[0] / "predictions.csv").is_file() for runs in members]
     if any(diagnoses) != all(diagnoses):
         raise UserError(
             "runs has some that predict masks and some that diagnose; compare runs of one kind."
         )
     report = []
     if all(diagnoses):
-        predicted = [read_predictions(folder) for folder in folders]
+        for folder, runs in zip(folders, members, strict=True):
+            if len(runs) > 1:
+                raise UserError(
+                    f"runs: {folder} has {len(runs)} runs that diagnose, and only masks are "
+                    "averaged; give the folder of one of them."
+                )
+        predicted = [read_predictions(runs[0]) for runs in members]
         images = [run.of_truth() for run in predicted]
         compared = [
             compare_predictions(predicted[0], other, config["metrics"]) for other in predicted[1:]
         ]
     else:
-        images = [read_images(folder) for folder in folders]
+        images = [mean_images([read_images(run) for run in runs]) for runs in members]
         compared = [compare_scores(images[0], other) for other in images[1:]]
     first = next(iter(images[0].values()), {})
     score = config["score"] or ("dice" if "dice" in first else next(iter(first), ""))
@@ -66,10 +86,38 @@ def run(config: dict[str, Any]) -> None:
         _print(names[0], name, scores, "bootstrap" if all(diagnoses) else "Wilcoxon")
         report.append({"runs": [str(folders[0]), str(folder)], "scores": scores})
     output = Path(config["paths"]["run"])
+    if config["pictures"] and not all(diagnoses):
+        for number, own in enumerate(images[1:], 1):
+            sign = -1 if score.startswith(_DISTANCES) else 1
+            ids = images[0].keys() & own.keys()
+            worst = sorted(ids, key=lambda image: (sign * own[image][score], image))
+            worst = worst[: config["pictures"]]
+            suffix = f"_{number}" if len(names) > 2 else ""
+            draw_cases([members[0][0], members[number][0]], worst, output / f"worst{suffix}.png")
+            _print_cases([names[0], names[number]], [images[0], own], worst, score)
     write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
     with atomic_path(output / "comparison.png") as path:
         _plot(names, images, score, path)
     console.print(f"comparison: {output / 'comparison.png'}")
+
+
+def _members(folder: Path) -> list[Path]:
+    """Return a run folder, or the tested runs in the folder of an experiment, oldest first."""
+    if read_results(folder) is not None or not any(folder.iterdir()):
+        return [folder]
+    runs = [run for run, results in find_runs(folder) if results.get("test")]
+    if not runs:
+        raise UserError(f"runs: {folder} has no tested run; give folders of runs or experiments.")
+    return runs[::-1]
+
+
+def _print_cases(
+    names: list[str], images: list[dict[str, dict[str, float]]], worst: list[str], score: str
+) -> None:
+    table = Table("image", *names, title=f"{score} of the worst of {names[1]}")
+    for image in worst:
+        table.add_row(image, *(f"{run[image][score]:.4f}" for run in images))
+    console.print(table)
 
 
 def _print(first: str, second: str, compared: dict[str, dict[str, Any]], test: str) -> None:

@@ -28,7 +28,7 @@ from tasks.configuration import checkpoint_config
 from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import METADATA_KEY, OnnxModule
 
-__all__ = ["CONVERSIONS", "Portable", "run", "write_verified"]
+__all__ = ["CONVERSIONS", "MOST_STEPS", "Portable", "make_portable", "run", "write_verified"]
 
 console = Console(highlight=False)
 MOST_STEPS = 20
@@ -161,7 +161,38 @@ def run(config: dict[str, Any]) -> None:
     check_choice("smaller", config["smaller"], (None, *CONVERSIONS))
     checkpoint = load_checkpoint(config["checkpoint"])
     config = checkpoint_config(config, checkpoint["config"])
-    sampler = config["sampler"]
+    network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
+    refuse_metadata(network, config["checkpoint"])
+    test_set = _test_set(config) if config["smaller"] else None
+    portable, metadata = make_portable(config, network)
+    output = Path(config["output"])
+    write_verified(portable, metadata, output, config["tolerance"])
+    draws = f"draws of noise a mask: {portable.draws}"
+    _say(output, draws if config["sampler"] else "one pass, no noise")
+    if test_set is not None:
+        small = output.with_suffix(f".{config['smaller']}{output.suffix}")
+        with atomic_path(small) as path:
+            CONVERSIONS[config["smaller"]](output, path)
+        before, after = (_mean_score(path, test_set) for path in (output, small))
+        score = "accuracy" if isinstance(portable, PortableClassifier) else "Dice"
+        _say(
+            small,
+            f"{score} of {len(test_set)} test images {after:.4f}, of float32 {before:.4f}, "
+            f"{after - before:+.4f}",
+        )
+
+
+def make_portable(config: dict[str, Any], network: nn.Module) -> tuple[Portable, dict[str, Any]]:
+    """Return a trained network as a function of an image, and what an application must know of it.
+
+    Args:
+        config: that the network was trained with, with `inference` and the sampler to use.
+        network: any, also one that is accelerated already.
+
+    Raises:
+        UserError: a mask takes too many steps for one file.
+    """
+    sampler = dict(config["sampler"])
     if sampler:
         if sampler["num_steps"] > MOST_STEPS:
             raise UserError(
@@ -170,30 +201,14 @@ def run(config: dict[str, Any]) -> None:
             )
         # Of members that go through the network together only one is unrolled.
         sampler["members_at_once"] = sampler["ensemble"]
-    network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
-    refuse_metadata(network, config["checkpoint"])
-    test_set = _test_set(config) if config["smaller"] else None
+    config = {**config, "sampler": sampler}
     module = build_module(config, network, teacher=None)
     accelerate(module, {**config["inference"], "compile": False})
     portable_class = {"diffusion": PortableDiffusion, "classification": PortableClassifier}.get(
         method_kind(config), Portable
     )
     portable = portable_class(module, config["datamodule"]["normalization"]).eval()
-    output = Path(config["output"])
-    metadata = _metadata(config, network, portable.draws)
-    write_verified(portable, metadata, output, config["tolerance"])
-    _say(output, f"draws of noise a mask: {portable.draws}" if sampler else "one pass, no noise")
-    if test_set is not None:
-        small = output.with_suffix(f".{config['smaller']}{output.suffix}")
-        with atomic_path(small) as path:
-            CONVERSIONS[config["smaller"]](output, path)
-        before, after = (_mean_score(path, test_set) for path in (output, small))
-        score = "accuracy" if portable_class is PortableClassifier else "Dice"
-        _say(
-            small,
-            f"{score} of {len(test_set)} test images {after:.4f}, of float32 {before:.4f}, "
-            f"{after - before:+.4f}",
-        )
+    return portable, _metadata(config, network, portable.draws)
 
 
 def _metadata(config: Config, network: nn.Module, draws: int) -> dict[str, Any]:

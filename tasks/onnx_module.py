@@ -20,7 +20,7 @@ METADATA_KEY = "dermodistill"
 
 
 class OnnxModule(L.LightningModule):
-    """Predicts with a file of `task=export`, by onnxruntime on the CPU.
+    """Predicts with a file of `task=export`, by onnxruntime on the CPU with PyTorch's threads.
 
     Args:
         path: the file.
@@ -38,9 +38,11 @@ class OnnxModule(L.LightningModule):
         super().__init__()
         if not Path(path).is_file():
             raise UserError(f"checkpoint={path} does not exist; give a file of task=export.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), providers=["CPUExecutionProvider"]
+                str(path), options, providers=["CPUExecutionProvider"]
             )
             properties = self.session.get_modelmeta().custom_metadata_map
             self.metadata = json.loads(properties[METADATA_KEY])

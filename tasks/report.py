@@ -15,8 +15,16 @@ from rich.console import Console
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table, markdown_table
-from common.runs import find_runs, main_score, name_runs
+from common.runs import find_runs, main_score, mask_gmac, name_runs
 from lightning_modules.callbacks.pictures import CASES
+from tasks.report_methods import (
+    METHOD_HEADER,
+    Method,
+    Timings,
+    group_runs,
+    method_row,
+    sampler_words,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -97,9 +105,11 @@ def run(config: dict[str, Any]) -> None:
     """Put every tested run under `paths.runs` on one page.
 
     Writes `report.md` and the self-contained `report.html` to the run folder, with a part for runs
-    that predict masks and one for those that diagnose: a table with 95 % intervals, the main score
-    against multiply-adds, training curves, and the best, median and worst images of each run or
-    its figures. Columns in which no run has anything are left out.
+    that predict masks and one for those that diagnose: a table with 95 % intervals, before it one
+    of methods where runs differ in nothing but their seed, the main score against multiply-adds,
+    training curves, and the best, median and worst images of each run or its figures. Seconds a
+    mask are those that `task=benchmark` has measured under `paths.runs`. Columns in which no run
+    has anything are left out.
 
     Raises:
         UserError: there is no tested run.
@@ -112,28 +122,47 @@ def run(config: dict[str, Any]) -> None:
         )
     output = Path(config["paths"]["run"])
     title = f"{len(runs)} runs"
+    timings = Timings(folder)
     text, parts = [f"# {title}\n\n{MEANS}\n"], [f"<p>{MEANS}</p>"]
     for kind in (MASKS, DIAGNOSES):
         chosen = [run for run in runs if main_score(run[1])[0] == kind.score]
         if not chosen:
             continue
         chosen.sort(key=lambda run: -(main_score(run[1])[1] or 0.0))
-        header = (*HEADER, *(column[0] for column in kind.columns), "s an image")
+        scores = [column[0] for column in kind.columns]
+        methods = group_runs(chosen)
+        text.append(f"## {kind.title}\n")
+        parts.append(f"<h2>{kind.title}</h2>")
+        if len(methods) < len(chosen):
+            header = (*METHOD_HEADER, *scores, f"{scores[0]}, deviation of runs")
+            rows = [method_row(method, kind.columns, timings) for method in methods]
+            _add_table(text, parts, "Methods, the runs of each together", header, rows)
+            machines = "; ".join(sorted(timings.machines(methods)))
+            if machines:
+                text.append(f"Seconds a mask were measured on {machines}.\n")
+                parts.append(f"<p>Seconds a mask were measured on {html.escape(machines)}.</p>")
+        header = (*HEADER, *scores, "s an image")
         rows = [_row(kind, path, results) for path, results in chosen]
-        said = [any(row[place] not in ("", "none") for row in rows) for place in range(len(header))]
-        header, *rows = (list(itertools.compress(cells, said)) for cells in (header, *rows))
-        text.append(f"## {kind.title}\n\n{markdown_table(header, rows)}")
+        _add_table(text, parts, "Runs", header, rows)
         parts += [
-            f"<h2>{kind.title}</h2>",
-            html_table(header, rows),
             f"<h3>{kind.columns[0][0].capitalize()} against cost</h3>",
-            html_picture(_cost_plot(kind, chosen), "png"),
+            html_picture(_cost_plot(kind, methods), "png"),
             *_curves(kind, chosen),
             *_gallery(kind, chosen),
         ]
     write_text_atomic(output / "report.md", "\n".join(text))
     write_text_atomic(output / "report.html", html_page(title, *parts))
     console.print(f"report of {title}: {output / 'report.html'}")
+
+
+def _add_table(
+    text: list[str], parts: list[str], title: str, header: Sequence[str], rows: list[list[str]]
+) -> None:
+    """Add a table as Markdown and as HTML, without the columns in which no row has anything."""
+    said = [any(row[place] not in ("", "none") for row in rows) for place in range(len(header))]
+    header, *rows = (list(itertools.compress(cells, said)) for cells in (header, *rows))
+    text.append(f"### {title}\n\n{markdown_table(header, rows)}")
+    parts += [f"<h3>{title}</h3>", html_table(header, rows)]
 
 
 def _tested(folder: Path) -> Iterator[Run]:
@@ -157,7 +186,6 @@ def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
         low_high = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
         return f"{value:.{digits}f}{low_high}"
 
-    sampler = results.get("sampler") or {}
     seconds = (results.get("test_seconds") or 0) / max(
         1, results.get("tested_images") or data["n_test"]
     )
@@ -169,26 +197,25 @@ def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
         results.get("objective") or "",
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
-        f"{sampler['num_steps']} {sampler['name']} x {sampler['ensemble']}" if sampler else "none",
+        sampler_words(results),
         "" if calls is None else str(calls),
-        "" if calls is None else f"{network['gmac'] * calls:.2f}",
+        "" if calls is None else f"{mask_gmac(results):.2f}",
         *(score(key, digits) for _, key, digits in kind.columns),
         f"{seconds:.3f}",
     ]
 
 
-def _cost_plot(kind: Kind, runs: Sequence[Run]) -> bytes:
-    """Draw a point for each run, a colour for each experiment and objective."""
+def _cost_plot(kind: Kind, methods: Sequence[Method]) -> bytes:
+    """Draw a point for each method, a colour for each experiment, objective and dataset."""
     groups: dict[str, list[tuple[float, float, float, float]]] = {}
-    for _, results in runs:
-        value = main_score(results)[1]
+    several = len({method.data for method in methods}) > 1
+    for method in methods:
+        value, interval, _ = method.score(kind.score)
         if value is None:
             continue
-        cost = results["network"]["gmac"] * (results.get("calls_per_mask") or 1)
-        interval = (results.get("test_intervals") or {}).get(f"test/{kind.score}")
         low, high = interval or (value, value)
-        words = (results.get("trained_as") or results["experiment"], results.get("objective"))
-        point = (cost, value, max(0, value - low), max(0, high - value))
+        words = (method.name, method.objective, f"on {method.data}" if several else "")
+        point = (mask_gmac(method.results), value, max(0, value - low), max(0, high - value))
         groups.setdefault(" ".join(filter(None, words)), []).append(point)
     figure, axis = plt.subplots(figsize=(10, 5), layout="constrained")
     for name, points in groups.items():

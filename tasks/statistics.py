@@ -1,7 +1,7 @@
 """What the images of a test say of its scores: intervals and differences."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ __all__ = [
     "bootstrap_interval",
     "compare_predictions",
     "compare_scores",
+    "mean_images",
     "percentile_interval",
     "read_images",
     "read_predictions",
@@ -141,6 +142,25 @@ def _unreadable(path: Path, folder: Path, error: Exception) -> str:
         f"{path} cannot be read ({type(error).__name__}); test the run again with "
         f"`python run.py task=test checkpoint={folder}/checkpoints/best.ckpt`."
     )
+
+
+def mean_images(
+    runs: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, float]]:
+    """Return the scores of each image that all runs have, each the mean over the runs.
+
+    Args:
+        runs: scores by image, as `read_images` returns; at least one.
+    """
+    ids = [image for image in runs[0] if all(image in run for run in runs)]
+    return {
+        image: {
+            name: float(np.mean([run[image][name] for run in runs]))
+            for name in runs[0][image]
+            if all(name in run[image] for run in runs)
+        }
+        for image in ids
+    }
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from datamodules.transforms import read_mask
 from tasks import fit
 from tasks import test as test_task
-from tasks.build import build_network
+from tasks.build import build_network, complete
 from tasks.statistics import read_images
 from tiny_runs import timeless
 
@@ -22,7 +22,7 @@ DIAGNOSES = ("classifier_", "d_kd_", "ssd_")
 EXPERIMENTS = sorted(
     path.stem
     for path in (Path(__file__).resolve().parent.parent / "conf/experiment").iterdir()
-    if not path.name.startswith(DIAGNOSES)
+    if not path.name.startswith((*DIAGNOSES, "_"))
 )
 TEACHER_OF = {
     name: name.replace("efkd_", "teacher_") for name in EXPERIMENTS if name.startswith("efkd_")
@@ -33,6 +33,9 @@ TEACHER_OF = {
     "deeplab_kd_isic2018": "deeplab_aux_isic2018",
     "unet_kd_isic2016": "unet_teacher_isic2016",
     "unet_from_diffusion_isic2018": "teacher_isic2018",
+    "one_step_efkd_isic2018": "one_step_teacher_isic2018",
+    "one_step_published_isic2018": "one_step_teacher_isic2018",
+    "one_step_compact_kd_isic2018": "one_step_teacher_isic2018",
 }
 # Published without masks of their test part.
 UNTESTABLE = [name for name in EXPERIMENTS if name.endswith("mediqa_magic")]
@@ -40,7 +43,9 @@ SMALL = ("datamodule.image_size=16", "sampler.ensemble=2")
 # The made-up images are all in the training part; SegFormer needs multiples of 32 px.
 SPECIAL = {
     name: ["datamodule.split=reference"] for name in EXPERIMENTS if name.startswith("deeplab_")
-} | {"smp_segformer_isic2018": ["datamodule.image_size=32"]}
+} | {
+    key: ["datamodule.image_size=32"] for key in ("smp_segformer_isic2018", "one_step_smp_isic2018")
+}
 
 
 @pytest.fixture
@@ -142,7 +147,7 @@ ONE_PASS = {
 def test_every_experiment_has_its_recipe_here():
     students = {name for name in EXPERIMENTS if name.startswith("student_")}
     distilled = {name.replace("student_", "efkd_") for name in students}
-    shipped = {name for name in EXPERIMENTS if not name.startswith("demo_")}
+    shipped = {name for name in EXPERIMENTS if not name.startswith(("demo_", "one_step_"))}
     assert set(PUBLISHED) | set(ONE_PASS) == shipped - distilled
     assert distilled <= shipped
 
@@ -181,7 +186,11 @@ def test_one_pass_experiments_are_the_specified_recipes(experiment, make_config)
 
 @pytest.mark.parametrize(
     "experiment",
-    [name for name in EXPERIMENTS if not name.startswith("demo_") and name not in ONE_PASS],
+    [
+        name
+        for name in EXPERIMENTS
+        if not name.startswith(("demo_", "one_step_")) and name not in ONE_PASS
+    ],
 )
 def test_experiments_are_the_published_recipes(experiment, make_config):
     config = make_config(f"experiment={experiment}")
@@ -219,6 +228,45 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
     with torch.device("meta"):
         network = build_network(config["network"])
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[recipe]
+
+
+BOUNDARY, DISTILLED = {"l2": 1, "boundary": 0.25}, {"l2": 1, "boundary": 0.25, "efkd": 0.25}
+ONE_STEP = {
+    # network, parameters, objective, weights of losses, calls a mask
+    "teacher": ("DermoSegDiff", 1_463_841, "x0", BOUNDARY, 1),
+    "published": ("LiteDermoSegDiff", 250_105, "noise", DISTILLED, 250),
+    "efkd": ("LiteDermoSegDiff", 250_105, "x0", DISTILLED, 1),
+    "compact": ("CompactDermoSegDiff", 894_836, "x0", BOUNDARY, 1),
+    "compact_kd": ("CompactDermoSegDiff", 894_836, "x0", DISTILLED, 1),
+    "smp": ("SmpNetwork", 933_073, None, {"bce": 1, "dice": 1}, 1),
+}
+
+
+def test_one_step_students_are_compared_at_one_budget(make_config):
+    shared = []
+    assert {f"one_step_{row}_isic2018" for row in ONE_STEP} == {
+        name for name in EXPERIMENTS if name.startswith("one_step_")
+    }
+    for row, (name, parameters, objective, losses, calls) in ONE_STEP.items():
+        experiment = f"one_step_{row}_isic2018"
+        config = make_config(f"experiment={experiment}")
+        complete(config)
+        module = config["lightning_module"]
+        with torch.device("meta"):
+            network = build_network(config["network"])
+        assert config["network"]["name"] == name
+        assert sum(p.numel() for p in network.parameters()) == parameters
+        assert module.get("objective") == objective
+        assert {k: v["weight"] for k, v in module["losses"].items() if v["weight"]} == losses
+        sampler = config["sampler"]
+        assert (sampler["num_steps"] * sampler["ensemble"] if sampler else 1) == calls
+        assert config["teacher"]["experiment"] == TEACHER_OF.get(experiment)
+        assert config["network"].get("weights") is None
+        trainer = {k: v for k, v in config["trainer"].items() if k != "check_val_every_n_epoch"}
+        parts = ("datamodule", "augmentation", "training", "seed")
+        rate = module["optimizer"]["lr"]
+        shared.append([trainer, config["callbacks"]["ema"], rate, *(config[k] for k in parts)])
+    assert all(other == shared[0] for other in shared)
 
 
 def test_overfitting_drives_the_loss_down_and_the_dice_up(make_config, tmp_path):
@@ -327,7 +375,7 @@ def test_experiment_runs_and_leaves_its_records(experiment, train, teachers):
     assert results["status"] == "finished"
     assert results["debug"] is True
     assert results["experiment"] == experiment
-    one_pass = experiment in ONE_PASS or experiment.startswith("demo_unet")
+    one_pass = experiment in ONE_PASS or experiment.startswith(("demo_unet", "one_step_smp"))
     assert results["calls_per_mask"] == (1 if one_pass else 4)
     assert (results["sampler"] is None) == one_pass
     assert results["data"]["image_size"] == (32 if "smp" in experiment else 16)
@@ -337,7 +385,8 @@ def test_experiment_runs_and_leaves_its_records(experiment, train, teachers):
         terms = {key.split("/")[-1] for key in results["val"] if key.startswith("val/loss/")}
         assert terms & {"efkd", "logit_kd", "bernoulli_kl", "auxiliary_bce"}
         if not one_pass:
-            assert results["teacher"]["objective"] == results["objective"]
+            predicts = "x0" if experiment.startswith("one_step_") else results["objective"]
+            assert results["teacher"]["objective"] == predicts
 
     if experiment in UNTESTABLE:
         assert results["test"] is None

@@ -90,6 +90,24 @@ def test_a_mask_that_takes_too_long_is_reckoned(measure):
     assert row["mask_s"] == pytest.approx(row["call_s"] * row["calls_per_mask"])
 
 
+def test_onnx_is_timed_too_and_reckoned_where_a_file_would_be_huge(measure):
+    compact = [f"network.kwargs.{key}=[4,4]" for key in ("g_widths", "x_widths")]
+    compact += [f"network.kwargs.{key}=[1,1]" for key in ("g_depths", "z_depths")]
+    overrides = (
+        *("network=compact_dermosegdiff_s", *compact, "lightning_module.objective=x0"),
+        *("sampler=ddim", "sampler.num_steps=1", "onnx=true", *QUICK),
+    )
+    (row,) = measure(*overrides)["networks"]
+    assert row["onnx_mask_s"] > 0
+    assert row["onnx_reckoned"] is False
+    assert 0 < row["guidance_gmac"] < row["gmac"]
+    assert row["network"]["kwargs"]["g_widths"] == [4, 4]
+    (row,) = measure(*overrides, "sampler.num_steps=200", "sampler.ensemble=3")["networks"]
+    assert row["onnx_reckoned"] is True
+    assert row["calls_per_mask"] == 600
+    assert row["onnx_mask_s"] > 0
+
+
 @pytest.mark.parametrize("against", ["plain", "lite_dermosegdiff_tiny", "checkpoint"])
 def test_two_are_measured_in_turn(measure, make_checkpoint, against):
     if against == "checkpoint":

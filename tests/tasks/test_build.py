@@ -35,6 +35,7 @@ def test_default_config_builds_the_demo_teacher(make_config):
         "name": "DermoSegDiff",
         "params": 1_463_841,
         "gmac": pytest.approx(1.5998, rel=1e-3),
+        "guidance_gmac": 0,
     }
 
 

@@ -8,7 +8,9 @@ from PIL import Image
 
 from common.errors import UserError
 from common.runs import write_results
-from tasks import compare
+from tasks import compare, test
+from tasks.cases import predict_cases
+from tasks.statistics import read_images
 
 
 @pytest.fixture
@@ -83,3 +85,62 @@ def test_mistakes_are_named(make_run, make_config, tmp_path, names, overrides, m
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         run(make_config, tmp_path, *(tmp_path / name for name in names), overrides=overrides)
+
+
+def test_the_folder_of_an_experiment_is_the_mean_of_its_tested_runs(
+    make_run, make_config, tmp_path
+):
+    first = make_run("first", dices(30))
+    seeds = [dices(30, 0.02, seed) for seed in (1, 2, 3)]
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    for number, values in enumerate(seeds):
+        make_run(f"experiment/t{number}", values)
+        results = {"schema": 1, "experiment": "e", "test": {"test/dice": 0.5}}
+        write_results(folder / f"t{number}", results)
+    (folder / "untested").mkdir()
+    write_results(folder / "untested", {"schema": 1, "experiment": "e", "test": None})
+    (entry,) = run(make_config, tmp_path, first, folder)
+    score = entry["scores"]["dice"]
+    expected = np.mean([list(values.values()) for values in seeds])
+    assert score["second"] == pytest.approx(expected)
+    assert score["images"] == 30
+    # Of one seed alone the differences scatter more.
+    (alone,) = run(make_config, tmp_path, first, folder / "t0")
+    width = [np.ptp(e["scores"]["dice"]["interval"]) for e in (entry, alone)]
+    assert width[0] < width[1]
+    untested = tmp_path / "other"
+    untested.mkdir()
+    (untested / "t0").mkdir()
+    with pytest.raises(UserError, match="other has no tested run"):
+        run(make_config, tmp_path, first, untested)
+
+
+def test_the_worst_images_are_drawn_beside_the_first_run(
+    make_config, make_checkpoint, tmp_path, capsys
+):
+    small = ("datamodule.image_size=16", "datamodule.num_samples=20", "datamodule.num_workers=0")
+    checkpoint = make_checkpoint(*small)
+    folders = []
+    for name in ("teacher", "student"):
+        folder = tmp_path / name
+        paths = (f"paths.run={folder}", f"checkpoint={checkpoint}", "trainer.accelerator=cpu")
+        test.run(make_config("task=test", "logger=none", *paths))
+        folders.append(folder)
+    images = read_images(folders[1])
+    capsys.readouterr()
+    run(make_config, tmp_path, *folders, overrides=("pictures=2",))
+    with Image.open(tmp_path / "run" / "worst.png") as picture:
+        assert picture.size == (3 * 192 + 2 * 2, 2 * 192 + 2)
+    worst = sorted(images, key=lambda image: (images[image]["dice"], image))[:2]
+    printed = capsys.readouterr().out
+    assert all(image in printed for image in worst)
+    (first, second) = (predict_cases(folder, worst) for folder in folders)
+    for one, other, image in zip(first, second, worst, strict=True):
+        assert np.array_equal(one["found"], other["found"])
+        overlap = 2 * (one["found"] & one["mask"]).sum() + 1e-6
+        dice = overlap / (one["found"].sum() + one["mask"].sum() + 1e-6)
+        assert dice == pytest.approx(images[image]["dice"], abs=1e-4)
+    (folders[0] / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"teacher has no config.yaml; give folders of runs"):
+        run(make_config, tmp_path, *folders, overrides=("pictures=2",))

@@ -1,14 +1,18 @@
 """One page of all runs."""
 
+import json
+import os
 import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from common.errors import UserError
 from common.runs import write_results
 from tasks import report
+from tasks.statistics import bootstrap_interval
 
 
 @pytest.fixture
@@ -43,6 +47,12 @@ def write(make_config, tmp_path, *overrides):
     return (folder / "report.md").read_text(), (folder / "report.html").read_text()
 
 
+def table(text, title):
+    """Return the cells of the rows of a table."""
+    lines = text[text.index(f"### {title}") :].split("\n\n")[1].splitlines()
+    return [line[2:-2].split(" | ") for line in lines[2:]]
+
+
 def test_every_tested_run_has_a_row_best_first(make_run, make_config, tmp_path):
     make_run("teacher", "t1", 0.80)
     make_run("student", "t2", 0.85)
@@ -50,7 +60,7 @@ def test_every_tested_run_has_a_row_best_first(make_run, make_config, tmp_path):
     make_run("untested", "t4", 0.9, test=None)
     make_run("tried", "t5", 0.9, debug=True)
     text, page = write(make_config, tmp_path)
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    rows = table(text, "Runs")
     assert [row[0].strip("| ") for row in rows] == ["student", "teacher", "teacher"]
     first = " | ".join(rows[0])
     for cell in (
@@ -72,6 +82,7 @@ def test_every_tested_run_has_a_row_best_first(make_run, make_config, tmp_path):
     one_pass = {"objective": None, "sampler": None, "calls_per_mask": 1}
     make_run("unet", "t6", 0.7, **one_pass)
     again, _ = write(make_config, tmp_path)
+    again = again[again.index("### Runs") :]
     (row,) = (line for line in again.splitlines() if line.startswith("| unet "))
     assert "| 64 |  | 1,234,567 | 0.500 | none | 1 | 0.50 | 0.7000" in row
     assert "student" in page
@@ -101,3 +112,72 @@ def test_the_page_holds_curves_and_cases_and_fetches_nothing(make_run, make_conf
 def test_no_run_is_an_error(make_config, tmp_path):
     with pytest.raises(UserError, match="no run with a test; train one"):
         write(make_config, tmp_path)
+
+
+def test_runs_of_one_method_stand_together_with_their_mean(make_run, make_config, tmp_path):
+    """Three seeds, one of them tested again, and two on other data."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.6, 0.9, (3, 40))
+    for seed, dices in enumerate(values):
+        folder = make_run("student", f"t{seed}", float(dices.mean()))
+        rows = "".join(f"i{k},{dice}\n" for k, dice in enumerate(dices))
+        (folder / "test_images.csv").write_text("id,dice\n" + rows)
+    again = {"trained_as": "student", "checkpoint": str(folder / "checkpoints" / "best.ckpt")}
+    make_run("test", "t8", float(values[2].mean()), **again)
+    data = {"name": "ham10000", "image_size": 64, "n_test": 4}
+    make_run("test", "t9", 0.7, trained_as="student", data=data)
+    text, page = write(make_config, tmp_path)
+    other, ours = table(text, "Methods, the runs of each together")
+    assert (other[0], other[1], other[4]) == ("student", "ham10000", "1")
+    assert (ours[0], ours[1], ours[4]) == ("student", "isic2018", "3")
+    means = values.mean(0)
+    low, high = bootstrap_interval(means)
+    assert ours[-4] == f"{means.mean():.4f} ({low:.4f} to {high:.4f})"
+    assert ours[-1] == f"{values.mean(1).std(ddof=1):.4f}"
+    assert other[-1] == ""
+    assert len(table(text, "Runs")) == 5
+    assert "Methods, the runs of each together" in page
+
+
+def test_seconds_come_from_the_newest_benchmark_of_the_same_network(
+    make_run, make_config, tmp_path
+):
+    network = {"name": "N", "kwargs": {"width": 4}}
+    for seed in range(2):
+        folder = make_run("student", f"t{seed}", 0.8)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"network": network}))
+    sampler = {"name": "DDIM", "num_steps": 5, "ensemble": 3}
+    row = {
+        "network": network,
+        "image_size": 64,
+        "precision": "32-true",
+        "sampler": sampler,
+        "mask_s": 0.25,
+        "mask_s_reckoned": False,
+        "onnx_mask_s": 0.125,
+        "onnx_reckoned": True,
+    }
+    others = [
+        {**row, "mask_s": 9, "network": {**network, "kwargs": {"width": 5}}},
+        {**row, "mask_s": 8, "image_size": 128},
+        {**row, "mask_s": 7, "precision": "bf16-true"},
+        {**row, "mask_s": 6, "sampler": {**sampler, "num_steps": 1}},
+    ]
+    for age, (time, rows) in enumerate((("b2", [*others, row]), ("b1", [{**row, "mask_s": 5}]))):
+        file = tmp_path / "runs" / "benchmark" / time / "benchmark.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"threads": 2, "device": "cpu", "networks": rows}))
+        os.utime(file, (1000 - age, 1000 - age))
+    text, page = write(make_config, tmp_path)
+    (method,) = table(text, "Methods, the runs of each together")
+    assert method[9:12] == ["7.50", "0.250", "0.125 (reckoned)"]
+    assert "2 threads of cpu" in text
+    assert "2 threads of cpu" in page
+
+
+def test_what_is_computed_once_a_mask_counts_once(make_run, make_config, tmp_path):
+    network = {"name": "N", "params": 1, "gmac": 0.5, "guidance_gmac": 0.25}
+    make_run("student", "t1", 0.8, network=network)
+    text, _ = write(make_config, tmp_path)
+    (row,) = table(text, "Runs")
+    assert row[8:10] == ["15", "4.00"]

@@ -1,0 +1,193 @@
+"""Runs of one method together: scores over seeds, and what a mask costs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from common.runs import mask_gmac
+from tasks.statistics import bootstrap_interval, mean_images, read_images
+
+__all__ = ["METHOD_HEADER", "Method", "Timings", "group_runs", "method_row", "sampler_words"]
+
+Run = tuple[Path, dict[str, Any]]
+
+METHOD_HEADER = (
+    "experiment",
+    "data",
+    "px",
+    "objective",
+    "runs",
+    "parameters",
+    "GMAC a call",
+    "sampler",
+    "calls an image",
+    "GMAC an image",
+    "s a mask, PyTorch",
+    "s a mask, ONNX",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in nothing but their seed, as far as a table says.
+
+    Attributes:
+        name: the experiment that trained them.
+        data: name of the dataset on which they were tested.
+        objective: what a diffusion network predicts, empty for others.
+        runs: folders and results.
+    """
+
+    name: str
+    data: str
+    objective: str
+    runs: tuple[Run, ...]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """Those of one of the runs, for what all have in common."""
+        return self.runs[0][1]
+
+    def score(self, key: str) -> tuple[float | None, list[float] | None, float | None]:
+        """Return the mean over the runs, its 95 % interval and the runs' standard deviation.
+
+        The interval is the bootstrap over images of each one's mean over the runs; of scores that
+        are no means over images, that of a single run as it was tested.
+
+        Args:
+            key: without `test/`.
+        """
+        values = [results["test"].get(f"test/{key}") for _, results in self.runs]
+        values = [value for value in values if value is not None]
+        if not values:
+            return None, None, None
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return float(np.mean(values)), self._interval(key), spread
+
+    def _interval(self, key: str) -> list[float] | None:
+        if len(self.runs) == 1:
+            return (self.results.get("test_intervals") or {}).get(f"test/{key}")
+        folders = [folder for folder, _ in self.runs]
+        if not all((folder / "test_images.csv").is_file() for folder in folders):
+            return None
+        images = mean_images([read_images(folder) for folder in folders])
+        if key not in next(iter(images.values()), {}):
+            return None
+        return bootstrap_interval(np.array([row[key] for row in images.values()]))
+
+
+def group_runs(runs: Iterable[Run]) -> list[Method]:
+    """Put runs together that differ in nothing but their seed, in the order of their data.
+
+    Of several tests of one checkpoint on the same data the first counts.
+    """
+    groups: dict[tuple[Any, ...], dict[Path, Run]] = {}
+    for path, results in runs:
+        data, network = results["data"], results["network"]
+        name = results.get("trained_as") or results["experiment"]
+        objective = results.get("objective") or ""
+        said = (data["image_size"], network["params"], network["gmac"], sampler_words(results))
+        checkpoint = results.get("checkpoint")
+        origin = Path(checkpoint).resolve().parent.parent if checkpoint else path.resolve()
+        group = groups.setdefault((data["name"], name, objective, *said), {})
+        group.setdefault(origin, (path, results))
+    methods = [Method(key[1], key[0], key[2], tuple(rows.values())) for key, rows in groups.items()]
+    return sorted(methods, key=lambda method: method.data)
+
+
+def sampler_words(results: dict[str, Any]) -> str:
+    """Return how a run samples, such as `5 DDIM x 3`, or `none`."""
+    sampler = results.get("sampler")
+    if not sampler:
+        return "none"
+    return f"{sampler['num_steps']} {sampler['name']} x {sampler['ensemble']}"
+
+
+class Timings:
+    """What `task=benchmark` measured under a folder of runs; the newest counts.
+
+    Args:
+        folder: `paths.runs`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._rows: list[dict[str, Any]] = []
+        files = sorted(folder.glob("*/*/benchmark.json"), key=lambda path: path.stat().st_mtime)
+        for path in reversed(files):
+            report = json.loads(path.read_text(encoding="utf-8"))
+            machine = f"{report['threads']} threads of {report['device']}"
+            self._rows += [{**row, "machine": machine} for row in report["networks"]]
+
+    def of(self, run: Run) -> dict[str, Any] | None:
+        """Return the measurement of a network and sampler like a run's, none where there is none.
+
+        Only float32 counts, which the scores are of.
+        """
+        path, results = run
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        except OSError:
+            return None
+        network = {key: config["network"].get(key) for key in ("name", "kwargs")}
+        for row in self._rows:
+            if (
+                row.get("network") == network
+                and row.get("precision") == "32-true"
+                and row.get("image_size") == results["data"]["image_size"]
+                and sampler_words(row) == sampler_words(results)
+            ):
+                return row
+        return None
+
+    def machines(self, methods: Iterable[Method]) -> set[str]:
+        """Return on what the measurements of some methods were made."""
+        found = (self.of(method.runs[0]) for method in methods)
+        return {row["machine"] for row in found if row}
+
+
+def method_row(
+    method: Method, columns: Sequence[tuple[str, str, int]], timings: Timings
+) -> list[str]:
+    """Return the cells of a method under `METHOD_HEADER`, its scores and their spread.
+
+    Args:
+        method: of at least one run.
+        columns: heading, score and digits of each score; the first one's spread comes last.
+        timings: where the seconds come from.
+    """
+    results = method.results
+    network, calls = results["network"], results.get("calls_per_mask")
+    timed = timings.of(method.runs[0]) or {}
+
+    def seconds(key: str, reckoned: str) -> str:
+        value = timed.get(key)
+        return "" if value is None else f"{value:.3f}{' (reckoned)' if timed[reckoned] else ''}"
+
+    scores = []
+    for _, key, digits in columns:
+        value, interval, _ = method.score(key)
+        between = interval and f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+        scores.append("" if value is None else f"{value:.{digits}f}{between or ''}")
+    _, first, digits = columns[0]
+    spread = method.score(first)[2]
+    return [
+        method.name,
+        method.data,
+        str(results["data"]["image_size"]),
+        method.objective,
+        str(len(method.runs)),
+        f"{network['params']:,}",
+        f"{network['gmac']:.3f}",
+        sampler_words(results),
+        "" if calls is None else str(calls),
+        "" if calls is None else f"{mask_gmac(results):.2f}",
+        seconds("mask_s", "mask_s_reckoned"),
+        seconds("onnx_mask_s", "onnx_reckoned"),
+        *scores,
+        "" if spread is None else f"{spread:.{digits}f}",
+    ]
