@@ -1,5 +1,6 @@
 """A trained module that is only ever asked."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,13 +20,15 @@ class FrozenTeacher:
     Args:
         module: the trained LightningModule; it is frozen and put into evaluation mode, in which
             no statistics of a BatchNorm move and nothing is dropped.
+        turns: let it predict the mean over the eight turns and mirror images of each square image.
 
     Attributes:
         objective: what a denoising teacher predicts, none for others.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, turns: bool = False) -> None:
         self.module = module.eval().requires_grad_(False)
+        self.turns = turns
         self.objective: str | None = getattr(module, "objective", None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
@@ -70,7 +73,19 @@ class FrozenTeacher:
             batch: with `teacher_probability` where that was computed once for every image.
         """
         known = batch.get("teacher_probability")
-        return self.module.predict(batch) if known is None else {"probability": known}
+        if known is not None:
+            return {"probability": known}
+        return self._mean_over_turns(batch) if self.turns else self.module.predict(batch)
+
+    def _mean_over_turns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        axes, maps = (-2, -1), []
+        for quarters, mirrored in itertools.product(range(4), (False, True)):
+            image = batch["image"].rot90(quarters, axes)
+            image = image.flip(-1) if mirrored else image
+            found = self.module.predict({**batch, "image": image})["probability"]
+            found = found.flip(-1) if mirrored else found
+            maps.append(found.rot90(-quarters, axes))
+        return {"probability": torch.stack(maps).mean(0)}
 
 
 class OnTeachersNetwork:

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
 from lightning_modules.callbacks.last_checkpoint import interrupting
-from tasks.acceleration import accelerate_training, scale_learning_rate
+from tasks.acceleration import accelerate_teacher, accelerate_training, scale_learning_rate
 from tasks.build import (
     build_datamodule,
     build_module,
@@ -71,6 +71,8 @@ def run(config: dict[str, Any]) -> None:
     name_wandb_run(config)
     trainer = build_trainer(config)
     accelerate_training(module, config["training"])
+    if teacher:
+        accelerate_teacher(teacher, config["training"])
     batch = scale_learning_rate(
         module,
         config["training"]["scale_lr"],

@@ -62,6 +62,7 @@ def attach_teacher(
             hashlib.sha256(Path(config["teacher"]["checkpoint"]).read_bytes()).hexdigest(),
             config["teacher"]["weights"],
             config["teacher"].get("sampler"),
+            teacher.turns,
             dataset.cache.folder.name,
             dataset.normalization,
             part,

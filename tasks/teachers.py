@@ -95,6 +95,11 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         # A sampler that is named is whole; otherwise its own is changed.
         own = {} if "name" in sampler else trained["sampler"]
         trained = {**trained, "sampler": {**own, **sampler}}
+    turns = bool(config["teacher"].get("turns"))
+    if turns and kind == "classification":
+        raise UserError(
+            "teacher.turns=true averages masks, and a classifier has none; set teacher.turns=false."
+        )
     network = build_network(trained["network"])
     module = build_module(trained, network)
     load_weights(module, checkpoint, path, config["teacher"]["weights"], "teacher")
@@ -107,7 +112,7 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         "calls_per_mask": results.get("calls_per_mask"),
         **dict([main_score(results)]),
     }
-    return FrozenTeacher(module), description
+    return FrozenTeacher(module, turns), description
 
 
 def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from lightning_modules import Segmentation
+from lightning_modules import DiffusionSegmentation, Segmentation
 from lightning_modules.auxiliary import AuxiliarySegmentation
+from lightning_modules.processes import DDIM, NoiseSchedule
+from lightning_modules.teacher import FrozenTeacher
 from networks import DermoSegDiff, UNet
 from tasks import fit
-from tasks.acceleration import accelerate_training, scale_learning_rate
+from tasks.acceleration import accelerate_teacher, accelerate_training, scale_learning_rate
 
 NOTHING = {"channels_last": False, "compile": False, "checkpointing": False, "tf32": False}
 NARROW = {"dim_x": 8, "dim_g": 8, "dim_mults": [1, 2], "attention_head_dim": 8}
@@ -208,3 +210,27 @@ def test_a_resumed_run_keeps_its_rate_and_says_that_the_batch_is_another(train, 
     third, _ = train("run", *resume[1:], "trainer.max_epochs=3", folder)
     assert "Until now" not in capsys.readouterr().out
     assert third["batch"]["lr"] == pytest.approx(3e-3), "scaled once, from the config"
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_teacher_computes_the_same_with_less_work(channels_last):
+    torch.manual_seed(0)
+    network = DermoSegDiff(**NARROW)
+    schedule = NoiseSchedule(50)
+    losses = {"l2": {"weight": 1}}
+    settings = {"num_images": 1, "ensemble": 1, "num_timesteps": 1}
+    module = DiffusionSegmentation(
+        network, schedule, DDIM(2), losses, {"name": "SGD", "lr": 0.1}, settings
+    )
+    teacher = FrozenTeacher(module)
+    inputs = torch.rand(2, 1, 8, 8), torch.rand(2, 3, 8, 8), torch.tensor([3, 49])
+    expected = teacher.denoise(*inputs)
+    accelerate_teacher(teacher, NOTHING | {"channels_last": channels_last})
+    assert teacher.network is not network
+    assert isinstance(teacher.network.head_block.time, nn.Embedding)
+    kernel = teacher.network.head_block.block1.conv.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) == channels_last
+    torch.testing.assert_close(teacher.denoise(*inputs), expected, rtol=1e-4, atol=1e-5)
+    teacher.to(torch.device("cpu"), torch.bfloat16)
+    rounded = teacher.denoise(*(values.bfloat16() for values in inputs[:2]), inputs[2])
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.1)

@@ -19,7 +19,8 @@ def config(make_config):
 def plain_diffusion(config):
     """What the teacher of a distillation was trained with."""
     method = dict(config["lightning_module"], name="DiffusionSegmentation")
-    del method["snr_weighting"]
+    for key in ("snr_weighting", "efkd_target", "consistency_jump"):
+        del method[key]
     method["losses"] = {"l2": {"weight": 1}}
     return {"lightning_module": method}
 
@@ -155,3 +156,10 @@ def test_weights_that_do_not_fit_are_refused(config):
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match=r"best.ckpt do not fit the network that it names"):
         load_teacher(config)
+
+
+def test_turns_are_for_masks(config):
+    config["teacher"]["checkpoint"] = str(write_run(config, "a"))
+    assert not load_teacher(config)[0].turns
+    config["teacher"]["turns"] = True
+    assert load_teacher(config)[0].turns
