@@ -1,14 +1,17 @@
 """Distillation: the reference's combined losses, and a teacher that is only ever asked."""
 
 import copy
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import UserError
 from datamodules import edge_distance
 from lightning_modules import EdgeFocusedDistillation
-from lightning_modules.losses import efkd_loss
+from lightning_modules.losses import edge_closeness, efkd_loss
 from lightning_modules.processes import DDIM, NoiseSchedule, output_from_x0, predict_x0, snr
 from lightning_modules.teacher import FrozenTeacher
 from networks import DermoSegDiff
@@ -365,3 +368,61 @@ def test_terms_that_need_a_teacher_at_noise_say_so(tiny_network):
 def test_illegal_arguments_are_named(tiny_network, settings, message):
     with pytest.raises(UserError, match=message):
         make_module(tiny_network, None, {"l2": {"weight": 1}}, **settings)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device: reading a number out of a tensor."""
+
+    waits: ClassVar = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.name().removeprefix("aten::").split(".")[0]
+        assert name not in self.waits, f"{name} waits for the device"
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("target", ["network", "prediction"])
+@pytest.mark.parametrize("objective", ["noise", "x0"])
+def test_a_training_step_never_waits_for_the_device(tiny_network, target, objective):
+    losses = {name: {"weight": 1} for name in EdgeFocusedDistillation.loss_functions}
+    losses["efkd"]["edge_band"] = 2.0
+    module = make_module(
+        tiny_network,
+        frozen(copy.deepcopy(tiny_network), "x0"),
+        losses,
+        objective=objective,
+        efkd_target=target,
+        pure_noise_share=0.5,
+        min_snr_gamma=5.0,
+    )
+    module._trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=3)), global_rank=0
+    )
+    module.log_training = lambda loss, terms, size: None
+    batch = lesion_batch()
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        batch["mask"].sum().item()
+    with NoWaiting():
+        loss = module.training_step(batch, 0)
+        loss.backward()
+    assert loss.isfinite()
+
+
+def test_all_terms_share_one_boundary_map(tiny_network, monkeypatch):
+    made = []
+
+    def counted(*arguments):
+        made.append(1)
+        return edge_closeness(*arguments)
+
+    for name in ("boundary", "edge_focused"):
+        monkeypatch.setattr(f"lightning_modules.losses.{name}.edge_closeness", counted)
+    monkeypatch.setattr("lightning_modules.diffusion.edge_closeness", counted)
+    teacher = frozen(copy.deepcopy(tiny_network), "noise")
+    losses = {"boundary": {"weight": 1}, "efkd": EFKD_ISIC}
+    module = make_module(tiny_network, teacher, losses)
+    arguments = (lesion_batch(), torch.tensor([5, 9]), torch.randn(2, 1, 16, 16))
+    module.diffusion_losses(*arguments)
+    assert len(made) == 1
+    make_module(tiny_network, teacher, {"l2": {"weight": 1}}).diffusion_losses(*arguments)
+    assert len(made) == 1, "no term needs it"
