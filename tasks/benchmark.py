@@ -35,7 +35,7 @@ from tasks.build import (
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.configuration import checkpoint_config
 from tasks.export import MOST_STEPS, make_portable, write_verified
-from tasks.inference import accelerate
+from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import OnnxModule
 
 __all__ = ["run"]
@@ -320,6 +320,7 @@ def _mask_seconds(
 
 def _onnx_mask_seconds(subject: Subject) -> dict[str, Any]:
     """Time one mask by onnxruntime in float32; reckon it where a file would have too many steps."""
+    refuse_metadata(subject.network, subject.name)
     config, size = subject.config, subject.config["datamodule"]["image_size"]
     calls, reckoned = subject.module.calls_per_mask, False
     if config["sampler"] and config["sampler"]["num_steps"] > MOST_STEPS:
@@ -368,9 +369,8 @@ def _shown(key: str, value: Any) -> str:
         return str(value)
     if key == "params":
         return f"{value:,}"
-    return (
-        f"{value:.3f}" if key in ("call_s", "mask_s", "onnx_mask_s", "peak_gb") else f"{value:.2f}"
-    )
+    precise = ("call_s", "mask_s", "onnx_mask_s", "peak_gb")
+    return f"{value:.3f}" if key in precise else f"{value:.2f}"
 
 
 def _batch_table(rows: list[dict[str, Any]]) -> str:

@@ -187,7 +187,7 @@ def make_portable(config: dict[str, Any], network: nn.Module) -> tuple[Portable,
 
     Args:
         config: that the network was trained with, with `inference` and the sampler to use.
-        network: any, also one that is accelerated already.
+        network: as it was trained.
 
     Raises:
         UserError: a mask takes too many steps for one file.

@@ -29,7 +29,11 @@ def accelerate(module: L.LightningModule, settings: Mapping[str, Any]) -> None:
     network = network.eval()
     if settings["channels_last"]:
         network = network.to(memory_format=torch.channels_last)
-    if settings["compile"]:
+    if settings["compile"] and hasattr(network, "guidance"):
+        # Masks are sampled by the parts of such a network.
+        network.guidance.compile()
+        network.denoiser.compile()
+    elif settings["compile"]:
         network = torch.compile(network)
     module.network = network
 

@@ -5,6 +5,7 @@ import torch
 
 from lightning_modules import DiffusionSegmentation
 from lightning_modules.processes import DDIM, NoiseSchedule
+from networks import CompactDermoSegDiff
 from networks.blocks import WeightStandardisedConv2d
 from tasks.inference import accelerate
 
@@ -52,3 +53,23 @@ def test_half_precision_is_near_and_never_nan(module, dtype):
         assert all(values.isfinite().all() for values in found.values())
     near = module.predict({**batch, "image": batch["image"].to(dtype)})["probability"]
     assert (near - expected).abs().mean() < 0.05
+
+
+def test_what_is_sampled_by_its_parts_is_compiled_by_its_parts(module, monkeypatch):
+    # The parts' inputs are recorded in place of a compiler that takes a minute.
+    ran = []
+
+    def compile(part):
+        part._compiled_call_impl = lambda *inputs: (ran.append(part), part._call_impl(*inputs))[1]
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    network = CompactDermoSegDiff([8, 8], [4, 4], [1, 1], [1, 1], attention_head_dim=8)
+    module.network = network
+    batch = {"image": torch.rand(2, 3, 16, 16), "id": ["a", "b"]}
+    before = module.predict(batch)["probability"]
+    accelerate(module, SETTINGS | {"compile": True})
+    after = module.predict(batch)["probability"]
+    torch.testing.assert_close(after, before, atol=2e-5, rtol=0)
+    # Two members of two steps.
+    parts = module.network
+    assert ran == [parts.guidance] + [parts.denoiser] * 4
