@@ -12,9 +12,26 @@ from lightning_modules.teacher import FrozenTeacher
 from tasks.inference import accelerate
 from tasks.recomputation import recompute_activations
 
-__all__ = ["accelerate_teacher", "accelerate_training", "scale_learning_rate"]
+__all__ = ["accelerate_teacher", "accelerate_training", "check_fused", "scale_learning_rate"]
 
 _RULES = {"none": lambda k: 1.0, "linear": float, "sqrt": math.sqrt}
+
+
+def check_fused(config: Mapping[str, Any]) -> None:
+    """Refuse to clip gradients that a fused optimizer unscales itself.
+
+    Raises:
+        UserError: `16-mixed` precision, clipping and a fused optimizer come together.
+    """
+    fused = config["lightning_module"]["optimizer"].get("fused")
+    trainer = config["trainer"]
+    if fused and trainer["precision"] == "16-mixed" and trainer["gradient_clip_val"]:
+        raise UserError(
+            "lightning_module.optimizer.fused=true unscales the gradients of "
+            "trainer.precision=16-mixed after they would be clipped; set one of them to "
+            "another value, such as trainer.precision=bf16-mixed, or "
+            "trainer.gradient_clip_val=null."
+        )
 
 
 def accelerate_training(module: L.LightningModule, settings: Mapping[str, Any]) -> None:

@@ -9,7 +9,12 @@ from common.errors import UserError
 from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
 from lightning_modules.callbacks.last_checkpoint import interrupting
-from tasks.acceleration import accelerate_teacher, accelerate_training, scale_learning_rate
+from tasks.acceleration import (
+    accelerate_teacher,
+    accelerate_training,
+    check_fused,
+    scale_learning_rate,
+)
 from tasks.build import (
     build_datamodule,
     build_module,
@@ -51,6 +56,7 @@ def run(config: dict[str, Any]) -> None:
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     check_batch(config)
+    check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
     teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
     if description:

@@ -16,7 +16,12 @@ from lightning_modules.processes import DDIM, NoiseSchedule
 from lightning_modules.teacher import FrozenTeacher
 from networks import DermoSegDiff, UNet
 from tasks import fit
-from tasks.acceleration import accelerate_teacher, accelerate_training, scale_learning_rate
+from tasks.acceleration import (
+    accelerate_teacher,
+    accelerate_training,
+    check_fused,
+    scale_learning_rate,
+)
 
 NOTHING = {"channels_last": False, "compile": False, "checkpointing": False, "tf32": False}
 NARROW = {"dim_x": 8, "dim_g": 8, "dim_mults": [1, 2], "attention_head_dim": 8}
@@ -234,3 +239,30 @@ def test_a_teacher_computes_the_same_with_less_work(channels_last):
     teacher.to(torch.device("cpu"), torch.bfloat16)
     rounded = teacher.denoise(*(values.bfloat16() for values in inputs[:2]), inputs[2])
     torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_clips_in_bfloat16_as_another(train, algorithm):
+    common = (
+        *("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1e-3"),
+        *("trainer.max_epochs=1", f"trainer.gradient_clip_algorithm={algorithm}", *AVERAGED),
+        *("lightning_module.optimizer.name=SGD", "~lightning_module.optimizer.betas"),
+    )
+    _, plain = train("plain", *common)
+    _, fused = train("fused", *common, "lightning_module.optimizer.fused=true")
+    _, free = train("free", *common, "trainer.gradient_clip_val=null")
+    assert_near(plain["state_dict"], fused["state_dict"], rtol=1e-3, atol=1e-5)
+    apart = [
+        (plain["state_dict"][key] - free["state_dict"][key]).abs().max()
+        for key, values in plain["state_dict"].items()
+        if values.is_floating_point()
+    ]
+    assert max(apart) > 1e-3, "clipping matters"
+
+
+def test_scaled_gradients_are_not_clipped_by_a_fused_optimizer(make_config):
+    fused = ("lightning_module.optimizer.fused=true", "trainer.precision=16-mixed")
+    check_fused(make_config(*fused))
+    check_fused(make_config(*fused[1:], "trainer.gradient_clip_val=1"))
+    with pytest.raises(UserError, match="fused=true unscales the gradients of trainer.precision"):
+        check_fused(make_config(*fused, "trainer.gradient_clip_val=1"))
