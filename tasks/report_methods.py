@@ -1,7 +1,7 @@
 """Runs of one method together: scores over seeds, and what a mask costs."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,16 @@ METHOD_HEADER = (
     "s a mask, PyTorch",
     "s a mask, ONNX",
 )
+# Groups of a config that say how a run learns.
+_RECIPE = ("network", "lightning_module", "schedule", "augmentation", "teacher")
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seed, as far as a table says.
+    """Runs that differ in nothing but their seed.
 
     Attributes:
-        name: the experiment that trained them.
+        name: the experiment that trained them, with a run's folder where two share it.
         data: name of the dataset on which they were tested.
         objective: what a diffusion network predicts, empty for others.
         runs: folders and results.
@@ -84,20 +86,54 @@ class Method:
 def group_runs(runs: Iterable[Run]) -> list[Method]:
     """Put runs together that differ in nothing but their seed, in the order of their data.
 
-    Of several tests of one checkpoint on the same data the first counts.
+    Those of a sweep over anything else stay apart and have a run's folder in their name. Of several
+    tests of one checkpoint on the same data the first counts.
     """
-    groups: dict[tuple[Any, ...], dict[Path, Run]] = {}
+    groups: dict[tuple[str, ...], dict[Path, Run]] = {}
     for path, results in runs:
-        data, network = results["data"], results["network"]
-        name = results.get("trained_as") or results["experiment"]
-        objective = results.get("objective") or ""
-        said = (data["image_size"], network["params"], network["gmac"], sampler_words(results))
         checkpoint = results.get("checkpoint")
         origin = Path(checkpoint).resolve().parent.parent if checkpoint else path.resolve()
-        group = groups.setdefault((data["name"], name, objective, *said), {})
-        group.setdefault(origin, (path, results))
-    methods = [Method(key[1], key[0], key[2], tuple(rows.values())) for key, rows in groups.items()]
+        tested = (results["data"]["name"], str(results["data"]["image_size"]))
+        key = (*tested, sampler_words(results), _name(results), _recipe(origin) or _recipe(path))
+        groups.setdefault(key, {}).setdefault(origin, (path, results))
+    shown = [key[:-1] for key in groups]
+    methods = []
+    for key, members in groups.items():
+        rows = tuple(members.values())
+        own = "" if shown.count(key[:-1]) == 1 else f" {rows[0][0].name}"
+        objective = rows[0][1].get("objective") or ""
+        methods.append(Method(_name(rows[0][1]) + own, key[0], objective, rows))
     return sorted(methods, key=lambda method: method.data)
+
+
+def _name(results: Mapping[str, Any]) -> str:
+    """Return the experiment that trained what a run tested."""
+    return results.get("trained_as") or results["experiment"]
+
+
+def _recipe(folder: Path) -> str:
+    """Return what decides how a run learns but its seed, empty where its config is not there."""
+    config = _read_config(folder)
+    if config is None:
+        return ""
+    chosen = {key: config.get(key) for key in _RECIPE} | {
+        "epochs": config["trainer"]["max_epochs"],
+        "batch": config["datamodule"]["batch_size"],
+    }
+    return json.dumps(_without(chosen, {"seed", "checkpoint"}), sort_keys=True)
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: _without(item, keys) for key, item in value.items() if key not in keys}
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except OSError:
+        return None
 
 
 def sampler_words(results: dict[str, Any]) -> str:
@@ -129,9 +165,8 @@ class Timings:
         Only float32 counts, which the scores are of.
         """
         path, results = run
-        try:
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        except OSError:
+        config = _read_config(path)
+        if config is None:
             return None
         network = {key: config["network"].get(key) for key in ("name", "kwargs")}
         for row in self._rows:

@@ -139,13 +139,39 @@ def test_runs_of_one_method_stand_together_with_their_mean(make_run, make_config
     assert "Methods, the runs of each together" in page
 
 
+def write_config(folder, **changes):
+    config = {"network": {"name": "N"}, "trainer": {"max_epochs": 3}, "seed": 0}
+    config |= {"datamodule": {"batch_size": 4}, "lightning_module": {"seed": changes.get("seed")}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | changes))
+
+
+def test_runs_of_a_sweep_stay_apart(make_run, make_config, tmp_path):
+    for seed in range(2):
+        for weight in (0.1, 0.5):
+            folder = make_run("student", f"t{weight}_{seed}", 0.8 - weight / 10)
+            losses = {"seed": seed, "losses": {"efkd": {"weight": weight}}}
+            teacher = {"checkpoint": f"of seed {seed}", "experiment": "teacher"}
+            write_config(folder, seed=seed, lightning_module=losses, teacher=teacher)
+    checkpoint = str(folder / "checkpoints" / "best.ckpt")
+    data = {"name": "ham10000", "image_size": 64, "n_test": 4}
+    tested = make_run("test", "t9", 0.7, trained_as="student", data=data, checkpoint=checkpoint)
+    write_config(tested)
+    text, _ = write(make_config, tmp_path)
+    rows = table(text, "Methods, the runs of each together")
+    assert [(row[0], row[1], row[4]) for row in rows] == [
+        ("student", "ham10000", "1"),
+        ("student t0.1_1", "isic2018", "2"),
+        ("student t0.5_1", "isic2018", "2"),
+    ]
+
+
 def test_seconds_come_from_the_newest_benchmark_of_the_same_network(
     make_run, make_config, tmp_path
 ):
     network = {"name": "N", "kwargs": {"width": 4}}
     for seed in range(2):
         folder = make_run("student", f"t{seed}", 0.8)
-        (folder / "config.yaml").write_text(yaml.safe_dump({"network": network}))
+        write_config(folder, network=network, seed=seed)
     sampler = {"name": "DDIM", "num_steps": 5, "ensemble": 3}
     row = {
         "network": network,
