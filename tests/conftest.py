@@ -1,7 +1,7 @@
 """What several rooms' tests share: golden numbers, small networks, made-up files."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,12 @@ def make_config(tmp_path) -> Callable[..., dict[str, Any]]:
 def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
     """Writes a checkpoint of a tiny network with random weights, as a run would."""
 
-    def make(*overrides: str, name: str = "made", one_pass: bool = False) -> Path:
+    def make(
+        *overrides: str,
+        name: str = "made",
+        one_pass: bool = False,
+        network: Mapping[str, Any] | None = None,
+    ) -> Path:
         settings = (
             "experiment=demo_teacher",
             "lightning_module.objective=x0",
@@ -171,7 +176,7 @@ def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
             settings = ("experiment=demo_teacher", "lightning_module=segmentation")
             settings = (*settings, "~lightning_module.objective")
         config = make_config(*settings, *overrides)
-        config["network"] = {"name": "DermoSegDiff", "kwargs": TINY}
+        config["network"] = network or {"name": "DermoSegDiff", "kwargs": TINY}
         if one_pass:
             config["network"] = {"name": "UNet", "kwargs": {"base_width": 4}}
             config |= {"schedule": {}, "sampler": {}}

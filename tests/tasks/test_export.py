@@ -27,8 +27,8 @@ from tasks.onnx_module import METADATA_KEY, OnnxModule
 def exported(make_config, make_checkpoint, tmp_path):
     """Exports a network that has just been made; returns the ONNX file and its checkpoint."""
 
-    def run(*overrides, trained=(), one_pass=False):
-        checkpoint = make_checkpoint("datamodule.image_size=16", *trained, one_pass=one_pass)
+    def run(*overrides, trained=(), **choices):
+        checkpoint = make_checkpoint("datamodule.image_size=16", *trained, **choices)
         output = tmp_path / "out" / "model.onnx"
         config = make_config(
             "task=export", f"checkpoint={checkpoint}", f"output={output}", *overrides
@@ -93,6 +93,28 @@ def test_the_exported_model_predicts_as_the_module(exported, make_config, tmp_pa
 
     check_either_predicts_photographs(make_config, tmp_path, output, checkpoint, sampler)
     check_damaged_files_are_refused(output)
+
+
+def test_guidance_is_in_the_file_once_and_every_operator_is_common(exported):
+    kwargs = {"g_widths": [8, 8], "x_widths": [4, 4], "g_depths": [1, 1], "z_depths": [1, 1]}
+    compact = {"name": "CompactDermoSegDiff", "kwargs": kwargs}
+    sampler = ("sampler=ddim", "sampler.num_steps=2", "sampler.ensemble=1")
+    output, checkpoint, settings = exported(*sampler, network=compact)
+    expected = module_prediction(checkpoint, 2, settings, "minmax")
+    found = OnnxModule(output).predict(raw_batch(2))
+    torch.testing.assert_close(found["probability"], expected["probability"], atol=1e-4, rtol=0)
+    nodes = onnx.load(output).graph.node
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"}
+    assert {"Conv", "Resize"} <= {node.op_type for node in nodes}
+    network = network_from_checkpoint(load_checkpoint(checkpoint), checkpoint, "ema", "checkpoint")
+    guidance, denoiser = (
+        sum(isinstance(m, torch.nn.Conv2d) for m in part.modules())
+        for part in (network.guidance, network.denoiser)
+    )
+    # What the gates make of the image is shared by the steps, too.
+    shared = guidance + len(network.denoiser.gates)
+    convolutions = [node.op_type for node in nodes].count("Conv")
+    assert convolutions == shared + 2 * (denoiser - len(network.denoiser.gates))
 
 
 def test_a_model_of_one_pass_takes_an_image_alone(exported, make_config, tmp_path):
