@@ -233,9 +233,9 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
 BOUNDARY, DISTILLED = {"l2": 1, "boundary": 0.25}, {"l2": 1, "boundary": 0.25, "efkd": 0.25}
 ONE_STEP = {
     # network, parameters, objective, weights of losses, calls a mask
-    "teacher": ("DermoSegDiff", 1_463_841, "x0", BOUNDARY, 1),
-    "published": ("LiteDermoSegDiff", 250_105, "noise", DISTILLED, 250),
-    "efkd": ("LiteDermoSegDiff", 250_105, "x0", DISTILLED, 1),
+    "teacher": ("DermoSegDiff", 5_122_649, "x0", BOUNDARY, 1),
+    "published": ("LiteDermoSegDiff", 589_049, "noise", DISTILLED, 250),
+    "efkd": ("LiteDermoSegDiff", 589_049, "x0", DISTILLED, 1),
     "compact": ("CompactDermoSegDiff", 894_836, "x0", BOUNDARY, 1),
     "compact_kd": ("CompactDermoSegDiff", 894_836, "x0", DISTILLED, 1),
     "smp": ("SmpNetwork", 933_073, None, {"bce": 1, "dice": 1}, 1),
