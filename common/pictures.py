@@ -3,7 +3,15 @@
 import cv2
 import numpy as np
 
-__all__ = ["PREDICTION_COLOUR", "TRUTH_COLOUR", "draw_contour", "enlarge", "stretch", "tile"]
+__all__ = [
+    "PREDICTION_COLOUR",
+    "TRUTH_COLOUR",
+    "draw_contour",
+    "draw_outlines",
+    "enlarge",
+    "stretch",
+    "tile",
+]
 
 TRUTH_COLOUR = (0, 220, 0)
 PREDICTION_COLOUR = (30, 110, 255)
@@ -17,6 +25,11 @@ def draw_contour(
         np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE
     )
     return cv2.drawContours(image.copy(), contours, -1, colour, thickness)
+
+
+def draw_outlines(photo: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return a photograph as in `draw_contour` with both outlines, truth green, prediction blue."""
+    return draw_contour(draw_contour(photo, truth, TRUTH_COLOUR), predicted, PREDICTION_COLOUR)
 
 
 def enlarge(values: np.ndarray, side: int) -> np.ndarray:

@@ -11,14 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.files import atomic_path
-from common.pictures import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    draw_contour,
-    enlarge,
-    stretch,
-    tile,
-)
+from common.pictures import draw_outlines, enlarge, stretch, tile
 from common.runs import read_results
 from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
@@ -49,8 +42,7 @@ def draw_cases(folders: Sequence[Path], ids: Sequence[str], output: Path) -> Non
         row = [photo]
         for case in cases:
             truth, mask = (enlarge(case[key].astype(np.uint8), SIDE) for key in ("mask", "found"))
-            outlined = draw_contour(photo, truth, TRUTH_COLOUR)
-            row.append(draw_contour(outlined, mask, PREDICTION_COLOUR))
+            row.append(draw_outlines(photo, truth, mask))
         rows.append(row)
     with atomic_path(output) as path:
         Image.fromarray(tile(rows)).save(path, format="PNG")

@@ -11,14 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.files import atomic_path
-from common.pictures import (
-    PREDICTION_COLOUR,
-    TRUTH_COLOUR,
-    draw_contour,
-    enlarge,
-    stretch,
-    tile,
-)
+from common.pictures import draw_outlines, enlarge, stretch, tile
 from common.tables import gather_rows
 
 __all__ = ["CASES", "Pictures"]
@@ -150,8 +143,7 @@ def _row(image: Tensor, mask: Tensor, probability: Tensor) -> list[np.ndarray]:
         enlarge(picture.astype(np.uint8), SMALLEST_SIDE)
         for picture in (mask[0].float().cpu().numpy() > 0.5, values * 255, values > 0.5)
     )
-    overlay = draw_contour(photo, truth, TRUTH_COLOUR)
-    overlay = draw_contour(overlay, predicted, PREDICTION_COLOUR)
+    overlay = draw_outlines(photo, truth, predicted)
     return [photo, _grey(truth * 255), _grey(shown), overlay]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import networks
+from networks.blocks import channels_come_last
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "network"
 
@@ -102,3 +103,22 @@ def torch_home(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
+
+
+@pytest.fixture
+def turned_convolutions():
+    """Returns a list of the convolutions whose output has not its channels last, as they run."""
+
+    def watch(network):
+        turned = []
+        for key, part in network.named_modules():
+            if isinstance(part, torch.nn.Conv2d):
+
+                def look(part, given, output, key=key):
+                    if output.shape[1] > 1 and not channels_come_last(output):
+                        turned.append(key)
+
+                part.register_forward_hook(look)
+        return turned
+
+    return watch

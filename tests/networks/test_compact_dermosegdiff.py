@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import networks
 from common.errors import UserError
-from networks.blocks import channels_come_last
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "network"
 TINY = {
@@ -113,19 +112,11 @@ def test_a_folded_network_computes_the_same(network):
         folded(x, g, torch.full_like(t, 250))
 
 
-def test_the_order_of_memory_changes_nothing_and_is_kept(network):
+def test_the_order_of_memory_changes_nothing_and_is_kept(network, turned_convolutions):
     x, g, t = inputs()
     expected = network(x, g, t)
     network = network.to(memory_format=torch.channels_last)
-    turned = []
-    for key, part in network.named_modules():
-        if isinstance(part, torch.nn.Conv2d):
-
-            def look(part, given, output, key=key):
-                if output.shape[1] > 1 and not channels_come_last(output):
-                    turned.append(key)
-
-            part.register_forward_hook(look)
+    turned = turned_convolutions(network)
     output = network(x, g.contiguous(memory_format=torch.channels_last), t)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert not turned

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import networks
 from common.errors import UserError
-from networks.blocks import WeightStandardisedConv2d, channels_come_last
+from networks.blocks import WeightStandardisedConv2d
 from networks.reference_weights import _rename
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "network"
@@ -201,19 +201,11 @@ def test_a_folded_network_matches_the_reference_too(golden_network, name):
 
 
 @pytest.mark.parametrize("name", GOLDEN_NETWORKS)
-def test_the_order_of_memory_changes_nothing_and_is_kept(golden_network, name):
+def test_the_order_of_memory_changes_nothing_and_is_kept(golden_network, turned_convolutions, name):
     network, tensors = golden_network(name)
     network = network.to(memory_format=torch.channels_last)
     inputs = [tensors[f"in.{key}"].contiguous(memory_format=torch.channels_last) for key in "xg"]
-    turned = []
-    for key, part in network.named_modules():
-        if isinstance(part, torch.nn.Conv2d):
-
-            def look(part, given, output, key=key):
-                if output.shape[1] > 1 and not channels_come_last(output):
-                    turned.append(key)
-
-            part.register_forward_hook(look)
+    turned = turned_convolutions(network)
     output = network(*inputs, tensors["in.t"])
     tolerance = 2e-5 * tensors["out.y"].abs().max().item()
     torch.testing.assert_close(output, tensors["out.y"], rtol=0, atol=tolerance)
