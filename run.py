@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,9 @@ from common.cluster import global_rank, requeue
 from common.errors import STOPS, WARNINGS, Interrupted, UserError, exit_with
 from common.files import exclusive
 from tasks.configuration import plain
+
+# Choices that a message lists whole.
+FEW = 30
 
 
 @hydra.main(
@@ -109,7 +113,12 @@ def _explain(error: Exception) -> str:
         )
         # What others are made of is no choice.
         options = [option for option in rest[start + 1 : end] if not option.startswith("_")]
-        return f"{first.removeprefix('In ')}. Choose one of {', '.join(options)}."
+        said = first.removeprefix("In ")
+        if len(options) <= FEW:
+            return f"{said}. Choose one of {', '.join(options)}."
+        group, _, name = said.rpartition("'")[0].rpartition("'")[2].rpartition("/")
+        near = get_close_matches(name, options, n=5, cutoff=0.5) or options[:5]
+        return f"{said}. Choose a file of conf/{group}, such as {', '.join(near)}."
     return f"{' '.join([first, *rest])} `python run.py --cfg job` prints every key."
 
 

@@ -36,8 +36,12 @@ def run(tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["experiment=nothing"], ["experiment/nothing", "teacher_isic2018"]),
-        (["network=nothing"], ["Choose one of deeplabv3_resnet101, deeplabv3plus_resnet101"]),
+        (["experiment=nothing"], ["experiment/nothing", "Choose a file of conf/experiment, such"]),
+        (["experiment=efkd_isic2081"], ["such as efkd_isic2018, "]),
+        (
+            ["network=nothing"],
+            ["Choose one of compact_dermosegdiff_m, compact_dermosegdiff_s"],
+        ),
         (["datamodule.imagesize=32"], ["imagesize", "--cfg job"]),
         (["experiment=teacher_isic2018", "paths.data=gone"], ["gone/isic2018", "paths.data"]),
         (["task=test"], ["task=test needs checkpoint=<file>"]),

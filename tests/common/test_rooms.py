@@ -13,6 +13,7 @@ from lightning_modules import processes
 def test_rooms_export_what_can_be_chosen():
     assert set(networks.__all__) == {
         "Classifier",
+        "CompactDermoSegDiff",
         "DeepLabV3",
         "DeepLabV3Plus",
         "DermoSegDiff",
