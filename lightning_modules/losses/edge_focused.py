@@ -61,8 +61,6 @@ def efkd_loss(
         raise UserError(
             f"losses.efkd.edge_band={edge_band} must be at least 0 px, such as 3; 0 is off."
         )
-    if closeness is None:
-        closeness = edge_closeness(edge_distance, mask)
     if edge_band:
         outlined = edge_distance.amax((1, 2, 3), keepdim=True) > 0
         edge = ((edge_distance <= edge_band) & outlined).float()
@@ -70,6 +68,7 @@ def efkd_loss(
         weight = boundary_weight(edge_distance, mask, t, num_timesteps, gamma, closeness)
         edge = (weight > edge_threshold).float()
     else:
+        closeness = edge_closeness(edge_distance, mask) if closeness is None else closeness
         edge = (closeness > edge_threshold).float()
     body = 1 - edge
     squared = (student.float() - teacher.detach().float()).square()
