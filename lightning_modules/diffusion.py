@@ -182,6 +182,10 @@ class DiffusionSegmentation(MaskModule):
         with torch.autocast(self.device.type, enabled=False):
             return losses(**inputs)
 
+    def training_terms(self) -> WeightedSum:
+        """Return the loss terms of the training step that is next, all by default."""
+        return self.losses
+
     def _time_weight(self, t: Tensor) -> Tensor | None:
         if self.min_snr_gamma is None:
             return None
@@ -230,7 +234,7 @@ class DiffusionSegmentation(MaskModule):
         if self.pure_noise_share:
             chosen = torch.rand(len(mask), generator=generator, device=self.device)
             t = t.masked_fill(chosen < self.pure_noise_share, self.schedule.num_timesteps - 1)
-        loss, terms = self.diffusion_losses(batch, t, noise)
+        loss, terms = self.diffusion_losses(batch, t, noise, self.training_terms())
         self.log_training(loss, terms, len(mask))
         return loss
 

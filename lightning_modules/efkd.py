@@ -1,5 +1,6 @@
 """Edge-focused knowledge distillation of a diffusion student."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -37,8 +38,14 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
     The term `consistency` compares it with the clean mask that the student itself predicts, without
     graph, from less noise: `consistency_jump` times lower on the path along which the teacher
     denoises.
+
+    A teacher that is weaker than its student will be helps at first and holds it back later. With
+    `distil_until` the weights of all terms that need the teacher fall linearly to 0 while the
+    student trains; from then on the teacher is not asked. The losses of a validation keep them.
     Sources: the EFKD repository for `efkd` at equal objectives; Song et al., "Consistency Models",
-    2023, algorithm 2 with DDIM as solver and no average of the student, for `consistency`.
+    2023, algorithm 2 with DDIM as solver and no average of the student, for `consistency`;
+    Cho and Hariharan, "On the Efficacy of Knowledge Distillation", 2019, for distillation that ends
+    early.
 
     Args:
         teacher: the frozen teacher.
@@ -47,12 +54,14 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
             mean over the members of the teacher's ensemble, which estimates the mean of the
             posterior: what a student that has one step should say.
         consistency_jump: how many times lie between the two predictions of `consistency`.
+        distil_until: share of the training, in (0, 1], at which the teacher falls silent; none lets
+            its terms keep their weights.
         settings: everything that `DiffusionSegmentation` takes; `losses` may have `efkd`,
             `probability_kd` and `consistency`.
 
     Raises:
-        UserError: an argument is outside its range, or a term has a weight that needs a teacher
-            that denoises, and this one does not.
+        UserError: an argument is outside its range, a term has a weight that needs a teacher that
+            denoises, and this one does not, or nothing is left to learn when the teacher is silent.
     """
 
     loss_functions: ClassVar = {
@@ -78,6 +87,7 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
         snr_weighting: bool = True,
         efkd_target: str = "network",
         consistency_jump: int = 25,
+        distil_until: float | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(*args, **settings)
@@ -87,6 +97,18 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
                 f"lightning_module.consistency_jump={consistency_jump} must lie in "
                 f"[1, {self.schedule.num_timesteps})."
             )
+        if distil_until is not None:
+            if not 0 < distil_until <= 1:
+                raise UserError(
+                    f"lightning_module.distil_until={distil_until} must lie in (0, 1], or be null."
+                )
+            if self.losses.without(*self.teacher_inputs) is None:
+                raise UserError(
+                    f"lightning_module.distil_until={distil_until} leaves no term of "
+                    "lightning_module.losses to train with when the teacher is silent; give l2 a "
+                    "weight, or set distil_until to null."
+                )
+        self.distil_until = distil_until
         self.efkd_target = efkd_target
         if teacher is not None and teacher.objective is None:
             live = self.live_terms()
@@ -108,6 +130,20 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device, self.dtype)
+        if self.distil_until is not None:
+            self._silent_from = self.distil_until * self.trainer.estimated_stepping_batches
+            if math.isinf(self._silent_from):
+                raise UserError(
+                    f"lightning_module.distil_until={self.distil_until} is a share of the training,"
+                    " which has no end; set trainer.max_epochs or trainer.max_steps."
+                )
+
+    def training_terms(self) -> WeightedSum:
+        if self.distil_until is None:
+            return self.losses
+        # A function of the step alone: a resumed run goes on where it was.
+        left = max(0.0, 1 - self.trainer.global_step / self._silent_from)
+        return self.losses.faded(left, *self.teacher_inputs)
 
     def extra_loss_inputs(
         self,

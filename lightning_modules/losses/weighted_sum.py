@@ -79,6 +79,22 @@ class WeightedSum:
         rest._terms, rest.weights = terms, {name: self.weights[name] for name in terms}
         return rest
 
+    def faded(self, factor: float, *inputs: str) -> "WeightedSum | None":
+        """Return the sum in which the terms that use any of these inputs weigh `factor` as much.
+
+        At 0 that is `without(*inputs)`: they are not computed either.
+        """
+        rest = self.without(*inputs)
+        if not factor:
+            return rest
+        faded = copy.copy(self)
+        kept = rest.weights if rest else {}
+        faded.weights = {
+            name: weight if name in kept else factor * weight
+            for name, weight in self.weights.items()
+        }
+        return faded
+
     def __call__(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum and each term's unweighted value, without graph, by name."""
         values = {

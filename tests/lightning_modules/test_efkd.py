@@ -357,12 +357,49 @@ def test_terms_that_need_a_teacher_at_noise_say_so(tiny_network):
     assert module.live_terms() == ["efkd", "consistency"]
 
 
+def test_a_teacher_can_fall_silent_while_the_student_trains(tiny_network, make_trainer):
+    teacher = frozen(copy.deepcopy(tiny_network), "x0")
+    losses = {"l2": {"weight": 1}, "efkd": {"weight": 0.5}, "probability_kd": {"weight": 2}}
+    settings = {"objective": "x0", "distil_until": 0.5}
+    module = make_module(tiny_network, teacher, losses, **settings)
+    seen, asked = [], []
+    whole = module.training_terms
+
+    def watched_terms():
+        seen.append((module.trainer.global_step, whole()))
+        return seen[-1][1]
+
+    module.training_terms = watched_terms
+    teacher.network.register_forward_hook(lambda *_: asked.append(module.trainer.global_step))
+    loader = torch.utils.data.DataLoader([lesion_batch()] * 4, batch_size=None)
+    make_trainer(max_epochs=2).fit(module, loader)
+    assert [step for step, _ in seen] == list(range(8))
+    for (_, terms), left in zip(seen, (1, 0.75, 0.5, 0.25, 0, 0, 0, 0), strict=True):
+        kept = {"l2": 1.0, "efkd": 0.5 * left, "probability_kd": 2 * left}
+        assert terms.weights == {name: weight for name, weight in kept.items() if weight}
+    assert asked == [0, 1, 2, 3]
+    assert module.val_terms.weights == {"l2": 1.0, "efkd": 0.5, "probability_kd": 2.0}
+
+
+def test_a_teacher_that_falls_silent_leaves_something_to_learn(tiny_network, make_trainer):
+    teacher = frozen(copy.deepcopy(tiny_network), "x0")
+    with pytest.raises(UserError, match="leaves no term .* give l2 a weight"):
+        make_module(tiny_network, teacher, {"efkd": {"weight": 1}}, distil_until=0.5)
+    losses = {"l2": {"weight": 1}, "efkd": {"weight": 1}}
+    endless = make_module(tiny_network, teacher, losses, distil_until=0.5)
+    loader = torch.utils.data.DataLoader([lesion_batch()], batch_size=None)
+    with pytest.raises(UserError, match="has no end; set trainer.max_epochs"):
+        make_trainer(max_epochs=-1).fit(endless, loader)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"efkd_target": "teacher"}, "efkd_target=teacher .* network, prediction"),
         ({"consistency_jump": 0}, r"consistency_jump=0 must lie in \[1, 250\)"),
         ({"consistency_jump": 250}, "consistency_jump=250 must lie"),
+        ({"distil_until": 0}, r"distil_until=0 must lie in \(0, 1\]"),
+        ({"distil_until": 1.5}, "distil_until=1.5 must lie"),
     ],
 )
 def test_illegal_arguments_are_named(tiny_network, settings, message):

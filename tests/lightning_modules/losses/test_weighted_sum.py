@@ -89,3 +89,7 @@ def test_terms_can_be_left_out_by_what_they_use():
     assert both(**values)[0] == 19, "the sum itself is as it was"
     assert both.without("prediction") is None
     assert both.without().weights == both.weights
+    assert both.faded(0.5, "teacher")(**values)[0] == 2 * 2 + 1.5 * 5
+    assert both.faded(0.5, "prediction")(**values)[0] == 2 + 1.5 * 5
+    assert both.faded(0, "teacher")(**values) == (4.0, {"close": 2.0})
+    assert both(**values)[0] == 19
