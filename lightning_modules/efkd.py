@@ -115,7 +115,7 @@ class EdgeFocusedDistillation(DiffusionSegmentation):
             if live:
                 raise UserError(
                     f"lightning_module.losses.{live[0]} needs a diffusion teacher, and this one "
-                    "predicts in one pass; set its weight to 0 and give "
+                    "predicts in one pass, or is several; set its weight to 0 and give "
                     "lightning_module.losses.probability_kd.weight a value, or set "
                     "lightning_module.efkd_target=prediction."
                 )

@@ -38,7 +38,8 @@ class SegmentationDistillation(AuxiliarySegmentation):
             `bernoulli_kl` and `auxiliary_kd`.
 
     Raises:
-        UserError: a loss term needs auxiliary heads that the teacher does not have.
+        UserError: a loss term needs auxiliary heads that the teacher does not have, or that would
+            be a mean.
     """
 
     loss_functions: ClassVar = {
@@ -53,6 +54,11 @@ class SegmentationDistillation(AuxiliarySegmentation):
     def __init__(self, *args: Any, teacher: FrozenTeacher | None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         if teacher is not None and self.losses.needs("teacher_auxiliary"):
+            if teacher.averages:
+                raise UserError(
+                    "lightning_module.losses.auxiliary_kd needs the auxiliary maps of one teacher; "
+                    "set teacher.turns=false and give one, or set the weight of auxiliary_kd to 0."
+                )
             theirs = getattr(teacher.module, "auxiliary_heads", {})
             missing = [name for name in self.auxiliary if name not in theirs]
             if missing:

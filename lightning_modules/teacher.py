@@ -20,16 +20,21 @@ class FrozenTeacher:
     Args:
         module: the trained LightningModule; it is frozen and put into evaluation mode, in which
             no statistics of a BatchNorm move and nothing is dropped.
+        others: further ones; the teacher predicts the mean over all of them, and has nothing else
+            to say.
         turns: let it predict the mean over the eight turns and mirror images of each square image.
 
     Attributes:
-        objective: what a denoising teacher predicts, none for others.
+        members: all modules.
+        module: the first one, the only one where there are no others.
+        objective: what a denoising teacher predicts, none for others and for several.
     """
 
-    def __init__(self, module: nn.Module, turns: bool = False) -> None:
-        self.module = module.eval().requires_grad_(False)
+    def __init__(self, module: nn.Module, *others: nn.Module, turns: bool = False) -> None:
+        self.members = [member.eval().requires_grad_(False) for member in (module, *others)]
+        self.module = module
         self.turns = turns
-        self.objective: str | None = getattr(module, "objective", None)
+        self.objective: str | None = None if others else getattr(module, "objective", None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":
         # Weight averaging deep-copies the student; the teacher must not be copied with it.
@@ -37,18 +42,24 @@ class FrozenTeacher:
 
     @property
     def network(self) -> nn.Module:
-        """The teacher's network."""
+        """The network of the first module."""
         return self.module.network
 
+    @property
+    def averages(self) -> bool:
+        """Whether it predicts a mean, and nothing but its probability."""
+        return self.turns or len(self.members) > 1
+
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        """Move the module, which no Trainer does for what is not a submodule.
+        """Move the modules, which no Trainer does for what is not a submodule.
 
         Args:
             device: of the student.
-            dtype: that its network shall have, as the student's under `bf16-true`.
+            dtype: that their networks shall have, as the student's under `bf16-true`.
         """
-        self.module.to(device)
-        self.network.to(dtype=dtype)
+        for member in self.members:
+            member.to(device)
+            member.network.to(dtype=dtype)
 
     @torch.no_grad()
     def denoise(self, x_t: Tensor, image: Tensor, t: Tensor) -> Tensor:
@@ -75,14 +86,15 @@ class FrozenTeacher:
         known = batch.get("teacher_probability")
         if known is not None:
             return {"probability": known}
-        return self._mean_over_turns(batch) if self.turns else self.module.predict(batch)
+        return self._mean(batch) if self.averages else self.module.predict(batch)
 
-    def _mean_over_turns(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _mean(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         axes, maps = (-2, -1), []
-        for quarters, mirrored in itertools.product(range(4), (False, True)):
+        turns = itertools.product(range(4), (False, True)) if self.turns else [(0, False)]
+        for (quarters, mirrored), member in itertools.product(turns, self.members):
             image = batch["image"].rot90(quarters, axes)
             image = image.flip(-1) if mirrored else image
-            found = self.module.predict({**batch, "image": image})["probability"]
+            found = member.predict({**batch, "image": image})["probability"]
             found = found.flip(-1) if mirrored else found
             maps.append(found.rot90(-quarters, axes))
         return {"probability": torch.stack(maps).mean(0)}

@@ -77,11 +77,11 @@ def accelerate_teacher(teacher: FrozenTeacher, settings: Mapping[str, Any]) -> N
         teacher: of a student that `accelerate_training` is for.
         settings: as there; `channels_last` and `compile` are for the teacher too.
     """
-    accelerate(
-        teacher.module, {"fold": True, "channels_last": settings["channels_last"], "compile": False}
-    )
-    if settings["compile"]:
-        teacher.network.compile()
+    chosen = {"fold": True, "channels_last": settings["channels_last"], "compile": False}
+    for member in teacher.members:
+        accelerate(member, chosen)
+        if settings["compile"]:
+            member.network.compile()
 
 
 def scale_learning_rate(

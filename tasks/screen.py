@@ -110,8 +110,10 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
     objective = description["objective"]
     known = next((name for name in _SCORES if description.get(name) is not None), None)
     score = f"{_SCORES[known]} {description[known]:.4f}" if known else "score unknown"
+    given = description["checkpoint"]
+    files = given if isinstance(given, str) else ", ".join(given)
     console.print(
-        f"Teacher: {description['network']['name']} from {description['checkpoint']}, "
+        f"Teacher: {description['network']['name']} from {files}, "
         + (f"objective {objective}, " if objective else "")
         + f"{description['weights']} weights, "
         f"test {score}"

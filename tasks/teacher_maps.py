@@ -56,10 +56,13 @@ def attach_teacher(
         config: of the run.
         device: where the teacher predicts.
     """
+    given = config["teacher"]["checkpoint"]
+    files = [given] if isinstance(given, str) else given
+    weights = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
     for part in ("train", "val"):
         dataset = datamodule.datasets[part]
         settings = [
-            hashlib.sha256(Path(config["teacher"]["checkpoint"]).read_bytes()).hexdigest(),
+            *weights,
             config["teacher"]["weights"],
             config["teacher"].get("sampler"),
             teacher.turns,

@@ -1,7 +1,10 @@
 """Finding, checking and loading the teacher of a distillation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import lightning as L
 
 from common.errors import UserError
 from common.runs import find_runs, main_score, read_results
@@ -10,20 +13,24 @@ from tasks.build import build_module, build_network, describe_network, method_ki
 from tasks.checkpoints import load_checkpoint, load_weights
 from tasks.configuration import get_value
 
-__all__ = ["find_teacher", "load_teacher"]
+__all__ = ["find_teachers", "load_teacher"]
 
 
-def find_teacher(config: dict[str, Any]) -> Path:
-    """Return the teacher's checkpoint: the one given, or that of the newest fitting run.
+def find_teachers(config: dict[str, Any]) -> list[Path]:
+    """Return the teacher's checkpoints: those given, or those of the newest fitting runs.
 
     A run fits if it has finished, was no debugging run, and used the same data and image size.
 
     Raises:
-        UserError: there is none; the message has the command that makes one.
+        UserError: there are fewer than `teacher.members`; the message has the command that makes
+            one.
     """
     teacher, data = config["teacher"], config["datamodule"]
-    if teacher["checkpoint"]:
-        return Path(teacher["checkpoint"])
+    members, given = teacher.get("members", 1), teacher["checkpoint"]
+    if not isinstance(members, int) or members < 1:
+        raise UserError(f"teacher.members={members} must be a whole number, at least 1.")
+    if given:
+        return [Path(path) for path in ([given] if isinstance(given, str) else given)]
     experiment = teacher["experiment"]
     if not experiment:
         raise UserError(
@@ -31,6 +38,7 @@ def find_teacher(config: dict[str, Any]) -> Path:
             "teacher.experiment=<name of the teacher's experiment>."
         )
     folder = Path(config["paths"]["runs"]) / experiment
+    found = []
     for run, results in find_runs(folder):
         checkpoint = run / "checkpoints" / "best.ckpt"
         if (
@@ -40,11 +48,20 @@ def find_teacher(config: dict[str, Any]) -> Path:
             and results["data"]["image_size"] == data["image_size"]
             and checkpoint.is_file()
         ):
-            return checkpoint
+            found.append(checkpoint)
+            if len(found) == members:
+                return found
+    number = (
+        f"No finished run of {experiment} on"
+        if not found
+        else (f"teacher.members={members}, and only {len(found)} finished runs of {experiment} on")
+    )
+    seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
     raise UserError(
-        f"No finished run of {experiment} on {data['name']} at {data['image_size']} px was found "
-        f"in {folder}. Train one with `python run.py experiment={experiment} "
-        f"datamodule.image_size={data['image_size']}`, or set teacher.checkpoint=<file>."
+        f"{number} {data['name']} at {data['image_size']} px "
+        f"{'were' if found else 'was'} found in {folder}. Train with `python run.py{seeds} "
+        f"experiment={experiment} datamodule.image_size={data['image_size']}`, or set "
+        "teacher.checkpoint=<file>."
     )
 
 
@@ -54,15 +71,30 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
         parameters, GMAC), `calls_per_mask`, and `dice` or `balanced_accuracy`, the last ones as its
-        own run tested it.
+        own run tested it. Of several: all checkpoints, a network that has the parameters and GMAC
+        of all, and no score.
 
     Raises:
         UserError: there is none, it is broken, it was trained for another kind of task, with
             another image size, normalisation or other classes than the student will be, on another
-            split of the same dataset or, where both denoise, with another noise schedule; or
-            `teacher.sampler` is not for it.
+            split of the same dataset or, where both denoise, with another noise schedule;
+            `teacher.sampler` is not for it; or several classifiers.
     """
-    path = find_teacher(config)
+    paths = find_teachers(config)
+    averages = bool(config["teacher"].get("turns")) or len(paths) > 1
+    if averages and method_kind(config) == "classification":
+        raise UserError(
+            "teacher.turns=true and several teachers average masks, and a classifier has none; set "
+            "teacher.turns=false and give one teacher."
+        )
+    loaded = [_load_member(path, config) for path in paths]
+    modules, descriptions = zip(*loaded, strict=True)
+    teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
+    return teacher, descriptions[0] if len(paths) == 1 else _describe_all(descriptions)
+
+
+def _load_member(path: Path, config: dict[str, Any]) -> tuple[L.LightningModule, dict[str, Any]]:
+    """Return a teacher's module and what to say of it."""
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
     kind, ours = method_kind(trained), method_kind(config)
@@ -95,11 +127,6 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         # A sampler that is named is whole; otherwise its own is changed.
         own = {} if "name" in sampler else trained["sampler"]
         trained = {**trained, "sampler": {**own, **sampler}}
-    turns = bool(config["teacher"].get("turns"))
-    if turns and kind == "classification":
-        raise UserError(
-            "teacher.turns=true averages masks, and a classifier has none; set teacher.turns=false."
-        )
     network = build_network(trained["network"])
     module = build_module(trained, network)
     load_weights(module, checkpoint, path, config["teacher"]["weights"], "teacher")
@@ -112,7 +139,22 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
         "calls_per_mask": results.get("calls_per_mask"),
         **dict([main_score(results)]),
     }
-    return FrozenTeacher(module, turns), description
+    return module, description
+
+
+def _describe_all(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what to say of several teachers, each of which is asked for every image."""
+    networks = [description["network"] for description in descriptions]
+    sums = {key: sum(network[key] for network in networks) for key in networks[0] if key != "name"}
+    names = dict.fromkeys(network["name"] for network in networks)
+    calls = {description["calls_per_mask"] for description in descriptions}
+    return {
+        "checkpoint": [description["checkpoint"] for description in descriptions],
+        "weights": descriptions[0]["weights"],
+        "objective": None,
+        "network": {"name": f"{len(networks)} x {', '.join(names)}", **sums},
+        "calls_per_mask": calls.pop() if len(calls) == 1 else None,
+    }
 
 
 def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

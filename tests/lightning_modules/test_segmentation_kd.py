@@ -106,6 +106,18 @@ def test_heads_exist_where_a_term_needs_them(unet, teacher):
     assert all(key.startswith("network.") for key in module.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["turns", "several"])
+def test_a_mean_has_no_auxiliary_maps(unet, teacher, lesions, kind):
+    module = teacher.module
+    mean = FrozenTeacher(*[module] * (1 + (kind == "several")), turns=kind == "turns")
+    with pytest.raises(UserError, match="auxiliary_kd needs the auxiliary maps of one teacher"):
+        make(unet, mean, ALL, auxiliary=PATHS)
+    student, batch = make(unet, mean, {"logit_kd": {"weight": 1}}), lesions()
+    values, answer = student.weighted_losses(batch, student.losses)
+    expected = logit_kd_loss(answer["logits"], torch.logit(mean.predict(batch)["probability"]))
+    torch.testing.assert_close(values["logit_kd"], expected)
+
+
 def test_a_student_imitates_its_teacher(unet, lesions, make_trainer):
     # The teacher calls the right half lesion, which no mask says.
     class RightHalf(nn.Module):

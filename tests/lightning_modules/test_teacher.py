@@ -40,6 +40,21 @@ def test_over_all_turns_a_teacher_has_no_favourite_direction(batch):
     torch.testing.assert_close(found.mean(), plain.mean(), rtol=0.1, atol=0)
 
 
+def test_several_are_frozen_moved_and_averaged(batch):
+    members = [Slanted(), Slanted()]
+    members[1].network = torch.nn.Conv2d(1, 1, 1)
+    members[1].predict = lambda batch: {"probability": 1 - batch["image"].mean(1, keepdim=True)}
+    teacher = FrozenTeacher(*members)
+    assert teacher.averages
+    assert not FrozenTeacher(Slanted()).averages
+    assert not members[1].training
+    assert not members[1].network.weight.requires_grad
+    expected = sum(member.predict(batch)["probability"] for member in members) / 2
+    torch.testing.assert_close(teacher.predict(batch)["probability"], expected)
+    teacher.to(torch.device("cpu"), torch.float64)
+    assert members[1].network.weight.dtype == torch.float64
+
+
 def test_what_is_known_is_not_asked_again(batch):
     teacher = FrozenTeacher(Slanted(), turns=True)
     known = torch.full((2, 1, 6, 6), 0.25)

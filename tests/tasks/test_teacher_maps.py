@@ -94,6 +94,20 @@ def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatc
     assert not list(datamodule.cache_root.glob(".*")), "nothing half-written"
 
 
+def test_the_mean_of_several_teachers_is_kept(prepare, make_checkpoint):
+    _, alone, datamodule, config = prepare()
+    attach_teacher(alone, datamodule, config, CPU)
+    files = [str(config["teacher"]["checkpoint"])]
+    files.append(str(make_checkpoint("datamodule.image_size=16", "seed=1")))
+    config["teacher"]["checkpoint"] = files
+    both, _ = load_teacher(config)
+    attach_teacher(both, datamodule, config, CPU)
+    assert len(cached(datamodule)) == 4
+    item = datamodule.datasets["train"].plain(3)
+    expected = both.predict({"image": item["image"][None], "id": [item["id"]]})["probability"]
+    assert (item["teacher_probability"] - expected[0]).abs().max() <= 0.5 / 255 + 1e-5
+
+
 def test_probabilities_alone_are_kept(prepare):
     module, *_ = prepare()
     check_cacheable(module)

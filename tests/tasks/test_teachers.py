@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from tasks.build import build_network
-from tasks.teachers import find_teacher, load_teacher
+from tasks.teachers import find_teachers, load_teacher
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def config(make_config):
 def plain_diffusion(config):
     """What the teacher of a distillation was trained with."""
     method = dict(config["lightning_module"], name="DiffusionSegmentation")
-    for key in ("snr_weighting", "efkd_target", "consistency_jump"):
+    for key in ("snr_weighting", "efkd_target", "consistency_jump", "distil_until"):
         del method[key]
     method["losses"] = {"l2": {"weight": 1}}
     return {"lightning_module": method}
@@ -59,18 +59,18 @@ def test_the_newest_fitting_run_is_taken(config):
     write_run(config, "2026-01-06", size=32)
     write_run(config, "2026-01-07", data={"name": "ISIC2018", "image_size": 16})
     write_run(config, "2026-01-08").unlink()
-    assert find_teacher(config) == newest
+    assert find_teachers(config) == [newest]
 
 
 def test_a_given_file_comes_first(config):
     write_run(config, "2026-01-01")
     config["teacher"]["checkpoint"] = "other.ckpt"
-    assert str(find_teacher(config)) == "other.ckpt"
+    assert [str(path) for path in find_teachers(config)] == ["other.ckpt"]
 
 
 def test_none_is_an_error_with_the_command_that_makes_one(config):
     with pytest.raises(UserError, match=r"run.py experiment=demo_teacher datamodule.image_size=16"):
-        find_teacher(config)
+        find_teachers(config)
 
 
 def test_teacher_has_the_averaged_weights_unless_told_otherwise(config):
@@ -156,6 +156,35 @@ def test_weights_that_do_not_fit_are_refused(config):
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match=r"best.ckpt do not fit the network that it names"):
         load_teacher(config)
+
+
+def test_several_teachers_predict_their_mean(config):
+    older = write_run(config, "2026-01-01", dice=0.87)
+    config["teacher"]["members"] = 2
+    with pytest.raises(UserError, match=r"members=2, and only 1 finished runs .* -m seed=0,1 exp"):
+        find_teachers(config)
+    newer = write_run(config, "2026-01-02", dice=0.88)
+    assert find_teachers(config) == [newer, older]
+    batch = {"image": torch.rand(2, 3, 16, 16), "id": ["a", "b"]}
+    teacher, description = load_teacher(config)
+    members = []
+    for path in (newer, older):
+        config["teacher"]["checkpoint"] = str(path)
+        alone, known = load_teacher(config)
+        members.append(alone.predict(batch)["probability"])
+    assert (members[0] - members[1]).abs().max() > 0.01
+    mean = teacher.predict(batch)["probability"]
+    torch.testing.assert_close(mean, (members[0] + members[1]) / 2)
+    config["teacher"]["checkpoint"] = [str(newer), str(older)]
+    torch.testing.assert_close(load_teacher(config)[0].predict(batch)["probability"], mean)
+    assert description["checkpoint"] == config["teacher"]["checkpoint"]
+    assert description["network"]["name"] == f"2 x {known['network']['name']}"
+    assert description["network"]["params"] == 2 * known["network"]["params"]
+    assert teacher.objective is description["objective"] is None
+    assert "dice" not in description
+    config["teacher"]["members"] = 0
+    with pytest.raises(UserError, match="members=0 must be a whole number, at least 1"):
+        find_teachers(config)
 
 
 def test_turns_are_for_masks(config):
