@@ -35,7 +35,7 @@ TEACHER_OF = {
     "unet_from_diffusion_isic2018": "teacher_isic2018",
     "one_step_efkd_isic2018": "one_step_teacher_isic2018",
     "one_step_published_isic2018": "one_step_teacher_isic2018",
-    "one_step_compact_kd_isic2018": "one_step_teacher_isic2018",
+    "one_step_compact_kd_isic2018": "one_step_compact_isic2018",
 }
 # Published without masks of their test part.
 UNTESTABLE = [name for name in EXPERIMENTS if name.endswith("mediqa_magic")]
