@@ -156,9 +156,9 @@ class DiffusionSegmentation(MaskModule):
             batch: with `image`, `mask` and `edge_distance`.
             t: integer times `(B,)`.
             noise: standard normal `(B, 1, H, W)`.
-            losses: the terms, all that training has by default.
+            losses: the terms, by default those of the next training step.
         """
-        losses = losses or self.losses
+        losses = losses or self.training_terms()
         mask = batch["mask"]
         x0 = mask * 2 - 1
         x_t = self.schedule.q_sample(x0, t, noise)
@@ -209,10 +209,11 @@ class DiffusionSegmentation(MaskModule):
         Args:
             batch: with `image`, `mask`, `edge_distance` and `id`.
             purpose: name of the stream of noise.
-            losses: as in `diffusion_losses`.
+            losses: the terms, all by default.
         """
         ids = batch["id"]
         noise = SampleNoise(self.seed, ids, purpose, batch["mask"].shape[1:], self.device)()
+        losses = losses or self.losses
         loss, terms = self.diffusion_losses(batch, self._grid_times(ids), noise, losses)
         return {"loss": loss, **terms}
 
@@ -234,7 +235,7 @@ class DiffusionSegmentation(MaskModule):
         if self.pure_noise_share:
             chosen = torch.rand(len(mask), generator=generator, device=self.device)
             t = t.masked_fill(chosen < self.pure_noise_share, self.schedule.num_timesteps - 1)
-        loss, terms = self.diffusion_losses(batch, t, noise, self.training_terms())
+        loss, terms = self.diffusion_losses(batch, t, noise)
         self.log_training(loss, terms, len(mask))
         return loss
 

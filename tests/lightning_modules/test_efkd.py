@@ -372,13 +372,16 @@ def test_a_teacher_can_fall_silent_while_the_student_trains(tiny_network, make_t
     module.training_terms = watched_terms
     teacher.network.register_forward_hook(lambda *_: asked.append(module.trainer.global_step))
     loader = torch.utils.data.DataLoader([lesion_batch()] * 4, batch_size=None)
-    make_trainer(max_epochs=2).fit(module, loader)
+    trainer = make_trainer(max_epochs=2, check_val_every_n_epoch=2)
+    trainer.fit(module, loader, loader)
     assert [step for step, _ in seen] == list(range(8))
     for (_, terms), left in zip(seen, (1, 0.75, 0.5, 0.25, 0, 0, 0, 0), strict=True):
         kept = {"l2": 1.0, "efkd": 0.5 * left, "probability_kd": 2 * left}
         assert terms.weights == {name: weight for name, weight in kept.items() if weight}
-    assert asked == [0, 1, 2, 3]
-    assert module.val_terms.weights == {"l2": 1.0, "efkd": 0.5, "probability_kd": 2.0}
+    assert asked == [0, 1, 2, 3] + [8] * 4, "after training only for the losses of the validation"
+    scores = {k.removeprefix("val/loss/"): v for k, v in trainer.callback_metrics.items()}
+    total = scores["l2"] + 0.5 * scores["efkd"] + 2 * scores["probability_kd"]
+    torch.testing.assert_close(scores["val/loss"], total)
 
 
 def test_a_teacher_that_falls_silent_leaves_something_to_learn(tiny_network, make_trainer):
