@@ -51,15 +51,13 @@ def find_teachers(config: dict[str, Any]) -> list[Path]:
             found.append(checkpoint)
             if len(found) == members:
                 return found
-    number = (
-        f"No finished run of {experiment} on"
-        if not found
-        else (f"teacher.members={members}, and only {len(found)} finished runs of {experiment} on")
-    )
+    number, verb = "No finished run", "was"
+    if found:
+        number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
     raise UserError(
-        f"{number} {data['name']} at {data['image_size']} px "
-        f"{'were' if found else 'was'} found in {folder}. Train with `python run.py{seeds} "
+        f"{number} of {experiment} on {data['name']} at {data['image_size']} px {verb} found in "
+        f"{folder}. Train with `python run.py{seeds} "
         f"experiment={experiment} datamodule.image_size={data['image_size']}`, or set "
         "teacher.checkpoint=<file>."
     )
@@ -81,15 +79,14 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
             `teacher.sampler` is not for it; or several classifiers.
     """
     paths = find_teachers(config)
-    averages = bool(config["teacher"].get("turns")) or len(paths) > 1
-    if averages and method_kind(config) == "classification":
+    loaded = [_load_member(path, config) for path in paths]
+    modules, descriptions = zip(*loaded, strict=True)
+    teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
+    if teacher.averages and method_kind(config) == "classification":
         raise UserError(
             "teacher.turns=true and several teachers average masks, and a classifier has none; set "
             "teacher.turns=false and give one teacher."
         )
-    loaded = [_load_member(path, config) for path in paths]
-    modules, descriptions = zip(*loaded, strict=True)
-    teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
     return teacher, descriptions[0] if len(paths) == 1 else _describe_all(descriptions)
 
 

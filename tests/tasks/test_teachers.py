@@ -192,3 +192,15 @@ def test_turns_are_for_masks(config):
     assert not load_teacher(config)[0].turns
     config["teacher"]["turns"] = True
     assert load_teacher(config)[0].turns
+
+
+@pytest.mark.parametrize("change", [{"turns": True}, {"checkpoint": ["a.ckpt", "b.ckpt"]}])
+def test_diagnoses_are_not_averaged(make_config, monkeypatch, change):
+    config = make_config("experiment=d_kd_isic2019", "teacher.checkpoint=a.ckpt")
+    monkeypatch.setattr(
+        "tasks.teachers._load_member", lambda *_: (torch.nn.Linear(1, 1), {"checkpoint": "a.ckpt"})
+    )
+    assert load_teacher(config)[1] == {"checkpoint": "a.ckpt"}
+    config["teacher"] |= change
+    with pytest.raises(UserError, match="average masks, and a classifier has none; set teacher"):
+        load_teacher(config)
