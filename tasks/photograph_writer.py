@@ -18,6 +18,8 @@ __all__ = ["PhotographWriter"]
 class PhotographWriter(L.Callback):
     """Writes `predictions.csv`, a row for each photograph; rows of earlier runs stay.
 
+    A photograph that could not be read, or whose prediction is not finite, has only an `error`.
+
     Args:
         folder: where to.
         total: photographs of all processes, for the progress bar.
@@ -82,6 +84,11 @@ class PhotographWriter(L.Callback):
             row: dict[str, Any] = dict.fromkeys(self.columns, "")
             row |= {key: batch[key][index] for key in ("file", "name", "error")}
             self.rows.append(row)
+            if not row["error"] and not maps["probability"][index].isfinite().all():
+                row["error"] = (
+                    f"What the network predicts for {row['file']} is not finite; if it samples "
+                    "masks, sampler.clip_x0=true keeps every step within bounds."
+                )
             if not row["error"]:
                 size = batch["size"][index].tolist()
                 row |= {"height": size[0], "width": size[1], "seconds": round(seconds, 4)}

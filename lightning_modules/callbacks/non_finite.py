@@ -1,6 +1,6 @@
-"""What becomes of an optimizer step whose loss or gradient is not finite."""
+"""What becomes of optimizer steps and of predictions that are not finite."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -14,6 +14,9 @@ from lightning_modules.callbacks.monitor import gradient_norm
 
 __all__ = ["NonFinite"]
 
+# Images without a finite prediction that are named.
+NAMED = 5
+
 
 class NonFinite(L.Callback):
     """Stops a run before a step with an infinite or undefined loss, or leaves that step out.
@@ -21,6 +24,10 @@ class NonFinite(L.Callback):
     The gradient counts like the loss, except in `16-mixed` precision, whose scaler leaves out steps
     with such gradients by itself. One such batch makes the whole step of accumulated gradients and
     of all processes one.
+
+    A prediction that is not finite stops nothing, since a network may still learn better: such
+    images of a validation or test are counted in `val/not_finite` or `test/not_finite`, which are
+    only there if there are any, and some are named on the screen.
 
     Args:
         action: `stop`, or `skip`: the step changes neither weights, nor what the optimizer and
@@ -39,6 +46,9 @@ class NonFinite(L.Callback):
         self._batches: list[tuple[list[str], Tensor]] = []
         self._buffers: list[Tensor] = []
         self._ids: list[str] = []
+        # Images of a validation or test, and the ids of those that have no finite prediction.
+        self._predicted = 0
+        self._undefined: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "ids": self._skipped_ids}
@@ -92,12 +102,43 @@ class NonFinite(L.Callback):
         for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._predicted, self._undefined = 0, []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Mapping[str, Any],
+        batch: Mapping[str, Any],
+        *args: Any,
+    ) -> None:
+        # Masks may be sampled for the first images only.
+        for sample, probability in zip(batch["id"], outputs.get("probability", ()), strict=False):
+            self._predicted += 1
+            if not probability.isfinite().all():
+                self._undefined.append(sample)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        part = "test" if trainer.testing else "val"
+        counts = torch.tensor([len(self._undefined), self._predicted], device=pl_module.device)
+        undefined, predicted = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if not undefined:
+            return
+        pl_module.log(f"{part}/not_finite", float(undefined))
+        ids = _of_all_processes(trainer, [self._undefined])
+        if trainer.is_global_zero:
+            _say(_explain_predictions(part, ids, predicted))
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.skipped and trainer.is_global_zero:
-            Console(soft_wrap=True, highlight=False).print(
+            _say(
                 f"{self.skipped} optimizer steps were left out, since their loss or gradient was "
-                f"not finite; the last one had the images {', '.join(self._skipped_ids)}.",
-                markup=False,
+                f"not finite; the last one had the images {', '.join(self._skipped_ids)}."
             )
 
 
@@ -108,6 +149,19 @@ def _explain(what: str, step: int, ids: Sequence[str]) -> str:
         "trainer.gradient_clip_val=1, leave such steps out with callbacks.non_finite.action=skip, "
         "or look at these images with task=check_data and task=show_data."
     )
+
+
+def _explain_predictions(part: str, ids: Sequence[str], predicted: int) -> str:
+    named = ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+    return (
+        f"{part}: what the network predicts is not finite for {len(ids)} of {predicted} images "
+        f"({named}), so their scores mean nothing. If masks are sampled, sampler.clip_x0=true "
+        "keeps every step within bounds."
+    )
+
+
+def _say(text: str) -> None:
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 def _of_all_processes(trainer: L.Trainer, ids: Sequence[Sequence[str]]) -> list[str]:

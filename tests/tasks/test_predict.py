@@ -11,6 +11,7 @@ from PIL import Image
 from common.errors import UserError
 from datamodules.synthetic import synthesise_lesion
 from datamodules.transforms import normalise, read_image, resize_image
+from lightning_modules import DiffusionSegmentation
 from tasks import predict as predict_task
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
@@ -189,6 +190,26 @@ def test_bad_files_are_reported_and_the_rest_is_done(photos, predict, tmp_path):
     assert "cannot be decoded" in rows["cut"]["error"]
     assert not (tmp_path / "masks" / "cut_mask.png").exists()
     assert all((tmp_path / "masks" / f"photo_{i}_mask.png").is_file() for i in range(4))
+
+
+def test_a_prediction_that_is_not_finite_is_no_mask(photos, predict, tmp_path, monkeypatch):
+    original = DiffusionSegmentation.predict
+
+    def diverge(module, batch):
+        result = original(module, batch)
+        result["probability"][[sample == "photo_2" for sample in batch["id"]], 0, 3, 3] = torch.inf
+        return result
+
+    monkeypatch.setattr(DiffusionSegmentation, "predict", diverge)
+    with pytest.raises(UserError, match=r"1 of 4 photographs could not be predicted, first .*_2"):
+        predict("batch_size=4")
+    rows = rows_in(tmp_path / "masks")
+    assert "not finite" in rows["photo_2"]["error"]
+    assert rows["photo_2"]["lesion_pixels"] == ""
+    assert not (tmp_path / "masks" / "photo_2_mask.png").exists()
+    assert all((tmp_path / "masks" / f"photo_{i}_mask.png").is_file() for i in (0, 1, 3))
+    monkeypatch.undo()
+    assert not predict("skip_existing=true")["photo_2"]["error"], "it is still to be done"
 
 
 def test_what_is_done_can_be_left_out(photos, predict, tmp_path):

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite stops the run, or is left out without a trace."""
+"""A step that is not finite stops the run or leaves no trace; such predictions are reported."""
 
 import copy
 
@@ -206,6 +206,77 @@ def test_the_run_goes_on_from_the_last_good_checkpoint(make_config, tmp_path, mo
     assert all(value.isfinite().all() for value in last["state_dict"].values())
     fit_task.run(make_config(*overrides, f"resume={tmp_path}/run"))
     assert read_results(tmp_path / "run")["status"] == "finished"
+
+
+class Diverging(Segmentation):
+    """Predicts nothing finite for the images that it was told to."""
+
+    def __init__(self, bad):
+        super().__init__(UNet(base_width=2), {"bce": {"weight": 1}}, ADAM)
+        self.bad = bad
+
+    def diverged(self, result, batch):
+        for index, sample in enumerate(batch["id"]):
+            if sample in self.bad:
+                result["probability"][index, 0, 0, 0] = torch.nan
+        return result
+
+    def validation_step(self, batch, batch_idx):
+        return self.diverged(super().validation_step(batch, batch_idx), batch)
+
+    def test_step(self, batch, batch_idx):
+        return self.diverged(super().test_step(batch, batch_idx), batch)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_images_without_a_finite_prediction_are_counted_and_named(make_trainer, capsys, part):
+    non_finite = NonFinite()
+    trainer = make_trainer(callbacks=[non_finite])
+    loader = DataLoader(BATCHES, batch_size=None)
+    score = trainer.validate if part == "val" else trainer.test
+    module = Diverging({"1b", "4a"})
+    (scores,) = score(module, loader, verbose=False)
+    assert scores[f"{part}/not_finite"] == 2
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{part}: what the network predicts is not finite for 2 of 12 images (1b, 4a)" in text
+    assert "sampler.clip_x0=true" in text
+    module.bad = {sample for batch in BATCHES for sample in batch["id"]}
+    score(module, loader, verbose=False)
+    assert "for 12 of 12 images (0a, 0b, 1a, 1b, 2a, ...)" in capsys.readouterr().out
+    module.bad = ()
+    (scores,) = score(module, loader, verbose=False)
+    assert f"{part}/not_finite" not in scores, "of this validation, not of earlier ones"
+    assert not capsys.readouterr().out
+
+
+def test_images_whose_mask_is_not_sampled_are_not_counted(make_trainer, capsys):
+    class Sampled(Diverging):
+        """Samples a mask of the first image of each batch, and none of the last batch."""
+
+        def validation_step(self, batch, batch_idx):
+            result = super().validation_step(batch, batch_idx)
+            return {} if batch_idx == 5 else {"probability": result["probability"][:1]}
+
+    trainer = make_trainer(callbacks=[NonFinite()])
+    module = Sampled({"0a", "1b", "5a"})
+    (scores,) = trainer.validate(module, DataLoader(BATCHES, batch_size=None), verbose=False)
+    assert scores["val/not_finite"] == 1
+    assert "for 1 of 5 images (0a)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_report_such_images_once(make_trainer, capfd):
+    class Halves(Diverging):
+        """Diverges in the second of two processes only."""
+
+        def diverged(self, result, batch):
+            return super().diverged(result, batch) if self.global_rank else result
+
+    two = {"devices": 2, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    trainer = make_trainer(callbacks=[NonFinite()], **two)
+    trainer.test(Halves({"3a"}), DataLoader(BATCHES, batch_size=None), verbose=False)
+    assert trainer.callback_metrics["test/not_finite"] == 1
+    assert capfd.readouterr().out.count("not finite for 1 of 24 images (3a)") == 1
 
 
 def test_scaled_gradients_are_left_to_the_scaler():
