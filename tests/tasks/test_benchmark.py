@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from common.errors import UserError
 from tasks import benchmark
@@ -106,6 +107,29 @@ def test_onnx_is_timed_too_and_reckoned_where_a_file_would_be_huge(measure):
     assert row["onnx_reckoned"] is True
     assert row["calls_per_mask"] == 600
     assert row["onnx_mask_s"] > 0
+
+
+def test_rounding_is_not_multiplied_by_what_is_reckoned(measure, make_checkpoint, monkeypatch):
+    settings = ("lightning_module.objective=noise", "sampler=ddpm", "sampler.num_steps=250")
+    differences = []
+    original = benchmark.make_portable
+
+    def spy(config, network):
+        portable, metadata = original(config, network)
+        image, noise = torch.zeros(1, 3, 16, 16), torch.randn(1, metadata["draws"], 1, 16, 16)
+        with torch.no_grad():
+            mask = portable(image, noise)[0]
+            for parameter in network.parameters():
+                parameter.mul_(1 + 1e-5)
+            other = original(config, network)[0](image, noise)[0]
+        differences.append(float((mask - other).abs().max()))
+        return portable, metadata
+
+    monkeypatch.setattr(benchmark, "make_portable", spy)
+    path = make_checkpoint(*settings)
+    (row,) = measure(f"checkpoint={path}", "onnx=true", *QUICK)["networks"]
+    assert row["onnx_reckoned"] is True
+    assert 0 < differences[0] < 1e-4
 
 
 @pytest.mark.parametrize("against", ["plain", "lite_dermosegdiff_tiny", "checkpoint"])
