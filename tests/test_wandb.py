@@ -5,6 +5,7 @@ import json
 import math
 import re
 import struct
+import time
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ FAST = (
 )
 # Of a row, and of W&B's own.
 PLACES = {"step", "epoch", "trainer/global_step", "_step", "_runtime", "_timestamp"}
+# Seconds to wait for the end of a run's records.
+PATIENCE = 60
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +58,17 @@ def read_records(folder):
 
 
 def read_run(folder):
-    """Return the records of an offline run by kind."""
-    found = defaultdict(list)
-    for record in read_records(folder):
-        kind = record.WhichOneof("record_type")
-        found[kind].append(getattr(record, kind))
-    return found
+    """Return the records of an offline run that has ended by kind."""
+    # W&B's own process may write the last ones a moment after the run has ended.
+    for _ in range(PATIENCE):
+        found = defaultdict(list)
+        for record in read_records(folder):
+            kind = record.WhichOneof("record_type")
+            found[kind].append(getattr(record, kind))
+        if found["exit"]:
+            return found
+        time.sleep(1)
+    raise AssertionError(f"The run in {folder} has no end.")
 
 
 def read_config(records):
