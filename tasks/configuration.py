@@ -14,6 +14,7 @@ __all__ = [
     "checkpoint_config",
     "get_value",
     "given_keys",
+    "modernise",
     "plain",
     "relocate",
     "set_value",
@@ -130,3 +131,19 @@ def relocate(root: str, old_base: str, new_base: str) -> str:
     return (
         str(Path(new_base) / path.relative_to(old_base)) if path.is_relative_to(old_base) else root
     )
+
+
+def modernise(config: dict[str, Any]) -> None:
+    """Give a config that an earlier version stored the keys of today, with what they meant then.
+
+    Masks and edges stay where they were for the network that the config belongs to.
+    """
+    data = config.get("datamodule")
+    if not isinstance(data, dict) or "mask_resize" in data:
+        return
+    soft = data.pop("soft_masks", False)
+    if data.get("letterbox"):
+        data["mask_resize"] = "soft" if soft else "area"
+    else:
+        data["mask_resize"] = "pillow" if soft else "published"
+    data.setdefault("edges", "canny")

@@ -11,7 +11,7 @@ from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
 from common.runs import find_runs, read_results
-from tasks.configuration import get_value, given_keys, relocate, set_value
+from tasks.configuration import get_value, given_keys, modernise, relocate, set_value
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
@@ -170,6 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or stored.get("task") != "fit":
         raise UserError(f"{folder} is no training run; resume=<folder> needs one.")
+    modernise(stored)
     return stored
 
 
