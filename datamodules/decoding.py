@@ -78,7 +78,9 @@ def read_image(path: Path, exif: str = "apply") -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     cut_out = _transparent(picture)
     if cut_out is None:
-        return np.asarray(picture.convert("RGB"))
+        # Pillow warns of palettes with transparency otherwise, also of opaque ones.
+        opaque = _rgba(picture) if picture.mode == "P" else picture
+        return np.asarray(opaque.convert("RGB"))
     if cut_out.getchannel("A").getextrema()[1] == 0:
         raise BadFileError(
             "transparent image",

@@ -99,7 +99,7 @@ class Folder(SegmentationDataModule):
             UserError: they are missing or not understood.
         """
         images = _child(self.root, "images")
-        parts = _part_folders(self.root)
+        parts = _part_folders(self.root, () if images is None else ("images", "masks"))
         if images is None and parts:
             return [(part, *self._pair(folder, part)) for part, folder in parts.items()]
         if images is None:
@@ -221,8 +221,12 @@ def _child(folder: Path, name: str) -> Path | None:
     return found[0] if found else None
 
 
-def _part_folders(folder: Path) -> dict[str, Path]:
+def _part_folders(folder: Path, besides: Sequence[str] = ()) -> dict[str, Path]:
     """Return the folders of the parts in another; none where no folder has the name of a part.
+
+    Args:
+        folder: holds them.
+        besides: lower-case names of folders that may be there too.
 
     Raises:
         UserError: there is another folder beside them, two are of one part, or one is a broken
@@ -237,7 +241,7 @@ def _part_folders(folder: Path) -> dict[str, Path]:
         if not path.is_dir():
             continue
         if part is None:
-            others.append(path)
+            others += [] if path.name.lower() in besides else [path]
         elif part in found:
             raise UserError(
                 f"The folders {found[part].name}/ and {path.name}/ in {folder} both mean {part}; "
@@ -245,14 +249,14 @@ def _part_folders(folder: Path) -> dict[str, Path]:
             )
         else:
             found[part] = path
-    others = [path for path in others if path.name.lower() != "images"]
+    found = {part: found[part] for part in PARTS if part in found}
     if found and others:
-        known = "; ".join(f"{', '.join(names)}" for names in PART_FOLDERS.values())
+        known = "; ".join(", ".join(names) for names in PART_FOLDERS.values())
         raise UserError(
             f"The folder {printable(others[0])} beside {next(iter(found.values())).name}/ is none "
             f"of the parts {known}; rename it, or move it out of {folder}."
         )
-    return {part: found[part] for part in PARTS if part in found}
+    return found
 
 
 def _has_images(folder: Path) -> bool:
