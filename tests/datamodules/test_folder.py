@@ -286,6 +286,7 @@ def test_grey_masks_are_read_with_the_threshold(root, load, suffix):
         load(Folder, root)
     after = load(Folder, root, mask_threshold=0.5)
     assert (after.cache.masks != before).mean() < 0.02
+    assert after.split_sha != load(Folder, root, mask_threshold=0.4).split_sha
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1, -0.5, "half", True])

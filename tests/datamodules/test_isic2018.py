@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from datamodules import ISIC2018, edge_distance
+from datamodules import ISIC2018, border_distance
 from datamodules.loading import EpochSampler
 
 IMAGES = "ISIC2018_Task1-2_Training_Input"
@@ -42,7 +42,7 @@ def test_batches_follow_the_contract(isic_data, tmp_path):
         assert batch["image"].amin(dim=(1, 2, 3)).tolist() == [0] * count
         assert batch["image"].amax(dim=(1, 2, 3)).tolist() == [1] * count
         for mask, distance in zip(batch["mask"], batch["edge_distance"], strict=True):
-            assert torch.equal(distance, edge_distance(mask)), "made after augmentation"
+            assert torch.equal(distance, border_distance(mask)), "made after augmentation"
 
 
 def test_reference_split_is_in_sorted_order(isic_data, tmp_path):
