@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from common.errors import WARNINGS, UserError, check_choice
 from datamodules.augmentations import Augmentation
 from datamodules.cache import Sample, SampleCache, open_cache
+from datamodules.decoding import EXIF
 from datamodules.downloads import Download
 from datamodules.edges import EDGES
 from datamodules.files import Listing
@@ -67,6 +68,10 @@ class CachedDataModule(L.LightningDataModule):
             `pillow`, see `transforms.resize_mask`.
         edges: where `edge_distance` is measured from: `border`, see `edges.border_distance`, or
             `canny` as published, see `edges.edge_distance`.
+        exif: `apply` turns images and masks upright by their EXIF orientation, `ignore` keeps the
+            stored pixels; null applies it and refuses images whose masks may not follow it.
+        mask_threshold: in (0, 1); reads masks with grey edges, see `decoding.read_mask`. Null
+            refuses them.
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
@@ -105,6 +110,8 @@ class CachedDataModule(L.LightningDataModule):
         letterbox: bool = False,
         mask_resize: str = "area",
         edges: str = "border",
+        exif: str | None = None,
+        mask_threshold: float | None = None,
         limit_test: int | None = None,
         overfit: int | None = None,
     ) -> None:
@@ -125,6 +132,14 @@ class CachedDataModule(L.LightningDataModule):
         check_choice("datamodule.split", split, self.splits)
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
         check_choice("datamodule.antialias", antialias, ANTIALIAS)
+        check_choice("datamodule.exif", exif, (None, *EXIF))
+        if mask_threshold is not None and not (
+            isinstance(mask_threshold, float) and 0 < mask_threshold < 1
+        ):
+            raise UserError(
+                f"datamodule.mask_threshold={mask_threshold} must lie between 0 and 1, as a share "
+                "of the largest value, or be null."
+            )
         check_choice("datamodule.mask_resize", mask_resize, MASK_RESIZE)
         check_choice("datamodule.edges", edges, EDGES)
         if letterbox and mask_resize in ("published", "pillow"):
@@ -152,6 +167,8 @@ class CachedDataModule(L.LightningDataModule):
         self.letterbox = letterbox
         self.mask_resize = mask_resize
         self.edges = edges
+        self.exif = exif
+        self.mask_threshold = mask_threshold
         self.limit_test = limit_test
         self.overfit = overfit
         self.datasets: dict[str, CachedDataset] = {}
@@ -172,13 +189,19 @@ class CachedDataModule(L.LightningDataModule):
             UserError: the folders are missing.
         """
 
+    def read_listing(self) -> Listing:
+        """Return `list_files` with the settings of decoding and the problems that headers show."""
+        listing = self.list_files()
+        listing.configure_decoding(self.exif, self.mask_threshold)
+        return listing
+
     def find_samples(self) -> list[Sample]:
         """Return every sample of the dataset, sorted by id.
 
         Raises:
             UserError: the data is missing or incomplete.
         """
-        listing = self.list_files()
+        listing = self.read_listing()
         listing.refuse_problems()
         return sorted(listing.samples, key=lambda sample: sample.id)
 

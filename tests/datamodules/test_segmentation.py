@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from common.errors import UserError
-from datamodules import ISIC2018, ISIC2019, border_distance, edge_distance
+from datamodules import ISIC2018, ISIC2019, Folder, border_distance, edge_distance
 from datamodules.augmentations import Augmentation
 from datamodules.loading import sample_seed
+from disc_set import write_discs
 
 POLICIES = sorted((Path(__file__).resolve().parents[2] / "conf" / "augmentation").glob("*.yaml"))
 FLIP = {"transforms": [{"name": "HorizontalFlip", "p": 1.0}]}
@@ -104,6 +106,24 @@ def test_batches_carry_a_teachers_maps(root, load, num_workers):
         assert np.array_equal(batch["teacher_probability"].numpy(), expected)
     assert "teacher_probability" not in next(iter(datamodule.val_dataloader()))
     assert "teacher_probability" in dataset.plain(0)
+
+
+@pytest.mark.parametrize(
+    ("empty", "message"),
+    [("train val test", "All 12 masks of the dataset"), ("train", "All 8 masks of the train part")],
+)
+def test_masks_that_are_all_empty_are_refused(tmp_path, load, empty, message):
+    root = tmp_path / "mine"
+    for part, count in (("train", 8), ("val", 2), ("test", 2)):
+        write_discs(root / part, count)
+        if part in empty.split():
+            for path in (root / part / "masks").iterdir():
+                Image.new("L", (64, 48)).save(path)
+    with pytest.raises(UserError, match=message):
+        load(Folder, root)
+    one = root / "train" / "masks" / "disc_07.png"
+    Image.new("L", (64, 48), 255).save(one)
+    assert len(load(Folder, root).datasets["train"]) == 8
 
 
 def test_the_published_masks_and_edges_can_be_had(root, load):
