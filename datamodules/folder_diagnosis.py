@@ -537,7 +537,8 @@ def _bad_classes(classes: Sequence[str], images: int | None, source: Path) -> It
     if len(classes) < 2:
         message = (
             f"{source} has {'only the class ' + classes[0] if classes else 'no classes'}, and "
-            "diagnosis needs two; look at datamodule.label_column, or add images."
+            "diagnosis needs two; add folders or rows of another class, or name the column of the "
+            "classes with datamodule.label_column=<column>."
         )
         yield Problem("too few classes", source, message)
     if images is not None and len(classes) == images > 2:
@@ -569,7 +570,8 @@ def _unlabelled(table: Path, row: Diagnosis) -> Problem:
         "image without label",
         table,
         f"{table} has no class for {row.name}; add it, or set datamodule.skip_unlabelled=true to "
-        "leave such images out, or datamodule.rest_class=<class> where 0 in every column is one.",
+        "leave such images out. In a table of 0 and 1, datamodule.rest_class=<class> is the class "
+        "of rows of 0.",
     )
 
 
