@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from common.errors import WARNINGS, UserError, check_choice
 from datamodules.augmentations import Augmentation
 from datamodules.cache import Sample, SampleCache, open_cache
+from datamodules.decoding import EXIF
 from datamodules.downloads import Download
 from datamodules.files import Listing
 from datamodules.loading import CachedDataset, EpochSampler
@@ -63,6 +64,10 @@ class CachedDataModule(L.LightningDataModule):
             `pillow` has Pillow do it.
         letterbox: keep an image's proportions in the square; otherwise it is squashed.
         soft_masks: shrink masks as images, so that their edges are grey, where there are masks.
+        exif: `apply` turns images and masks upright by their EXIF orientation, `ignore` keeps the
+            stored pixels; null applies it and refuses images whose masks may not follow it.
+        mask_threshold: in (0, 1); reads masks with grey edges, see `decoding.read_mask`. Null
+            refuses them.
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
@@ -100,6 +105,8 @@ class CachedDataModule(L.LightningDataModule):
         antialias: bool | str = True,
         letterbox: bool = False,
         soft_masks: bool = False,
+        exif: str | None = None,
+        mask_threshold: float | None = None,
         limit_test: int | None = None,
         overfit: int | None = None,
     ) -> None:
@@ -120,6 +127,14 @@ class CachedDataModule(L.LightningDataModule):
         check_choice("datamodule.split", split, self.splits)
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
         check_choice("datamodule.antialias", antialias, ANTIALIAS)
+        check_choice("datamodule.exif", exif, (None, *EXIF))
+        if mask_threshold is not None and not (
+            isinstance(mask_threshold, float) and 0 < mask_threshold < 1
+        ):
+            raise UserError(
+                f"datamodule.mask_threshold={mask_threshold} must lie between 0 and 1, as a share "
+                "of the largest value, or be null."
+            )
         self.root = Path(root)
         self.cache_root = Path(cache)
         self.image_size = image_size
@@ -138,6 +153,8 @@ class CachedDataModule(L.LightningDataModule):
         self.antialias = antialias
         self.letterbox = letterbox
         self.soft_masks = soft_masks
+        self.exif = exif
+        self.mask_threshold = mask_threshold
         self.limit_test = limit_test
         self.overfit = overfit
         self.datasets: dict[str, CachedDataset] = {}
@@ -158,13 +175,19 @@ class CachedDataModule(L.LightningDataModule):
             UserError: the folders are missing.
         """
 
+    def read_listing(self) -> Listing:
+        """Return `list_files` with the settings of decoding and the problems that headers show."""
+        listing = self.list_files()
+        listing.configure_decoding(self.exif, self.mask_threshold)
+        return listing
+
     def find_samples(self) -> list[Sample]:
         """Return every sample of the dataset, sorted by id.
 
         Raises:
             UserError: the data is missing or incomplete.
         """
-        listing = self.list_files()
+        listing = self.read_listing()
         listing.refuse_problems()
         return sorted(listing.samples, key=lambda sample: sample.id)
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
+from datamodules.decoding import read_image
 from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS, visible_files
 from datamodules.loading import EpochSampler
 from datamodules.problems import BadFileError
-from datamodules.transforms import normalise, read_image, resize_image
+from datamodules.transforms import normalise, resize_image
 
 # Not listed for `datamodule=`: the predict task makes it from `input`.
 __all__: list[str] = []

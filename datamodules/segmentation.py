@@ -85,6 +85,28 @@ class SegmentationDataModule(CachedDataModule):
                 listing += pair_files([folder], self.root / masks, mask_suffix, self.hint, part)
         return listing
 
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self._refuse_empty_masks()
+
+    def _refuse_empty_masks(self) -> None:
+        """Refuse masks that are all empty, in the whole set or in its training part.
+
+        Raises:
+            UserError: they are.
+        """
+        train = [self.datasets["train"]]
+        parts = [("dataset", list(self.datasets.values())), ("train part", train)]
+        for what, datasets in parts:
+            rows = {row for dataset in datasets if dataset.labelled for row in dataset.indices}
+            # The first mask with a lesion ends the search.
+            if rows and not any(self.cache.masks[row].any() for row in rows):
+                raise UserError(
+                    f"All {len(rows)} masks of the {what} {self.name} in {self.root} are empty at "
+                    f"{self.image_size} px; save 0 for skin and 255 for lesion as colours, not in "
+                    "the alpha channel."
+                )
+
     def test_at_native_size(self) -> None:
         """Have the test batches carry `native_mask` too, a list of uint8 `(H, W)` of {0, 1}."""
         self.datasets["test"].native = True

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.files import atomic_path
 from common.geometry import restore
 from common.pictures import PREDICTION_COLOUR, draw_contour
-from datamodules.transforms import read_image
+from datamodules.decoding import read_image
 from lightning_modules.metrics import doubt, expected_dice
 from tasks.photograph_writer import PhotographWriter
 
