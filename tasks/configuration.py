@@ -1,6 +1,7 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     for name in TRAINED_FOR:
         if f"datamodule.{name}" not in given and name in trained_data:
             data[name] = trained_data[name]
+    _keep_classes(data, trained, given)
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
@@ -94,6 +96,23 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     else:
         merged["seed"] = trained["seed"]
     return merged
+
+
+def _keep_classes(data: dict[str, Any], trained: dict[str, Any], given: Sequence[str]) -> None:
+    """Have a dataset that takes its classes from the config label them as a checkpoint does."""
+    classes = trained["lightning_module"].get("classes")
+    if "classes" not in data or classes is None:
+        return
+    if "datamodule.classes" in given and list(map(str, data["classes"] or ())) != classes:
+        raise UserError(
+            f"datamodule.classes={data['classes']} cannot change a trained checkpoint, which has "
+            f"{classes}; leave it out."
+        )
+    data["classes"] = list(classes)
+    # Elsewhere a class may only be called otherwise, and must not be left out unseen.
+    moved = {"datamodule", "datamodule.root", "datamodule.table"} & set(given)
+    if moved and "datamodule.skip_other_classes" not in given:
+        data["skip_other_classes"] = False
 
 
 def split_override(override: str) -> tuple[str, str]:

@@ -27,6 +27,14 @@ _FREE = (
     "callbacks.non_finite",
     "callbacks.last.every_minutes",
 )
+# What a run has found for itself, and its command need not give.
+_FOUND = (
+    "datamodule.classes",
+    "datamodule.skip_other_classes",
+    "lightning_module.classes",
+    "network.kwargs.num_classes",
+    "network.kwargs.metadata",
+)
 # What follows from `paths`.
 _PLACES = ("datamodule.root", "datamodule.cache")
 
@@ -136,7 +144,8 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
         else:
             theirs, ours = get_value(stored, key), get_value(config, key)
             for part in _differing(theirs, ours, key):
-                if part not in _PLACES and not _is_free(part):
+                found = part in _FOUND and get_value(config, part) is None
+                if not found and part not in _PLACES and not _is_free(part):
                     _check_equal(folder, part, get_value(stored, part), get_value(config, part))
     _follow_paths(merged, stored, config, given)
     identity = get_value(stored, "logger.wandb.id")
