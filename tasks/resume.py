@@ -23,6 +23,7 @@ _FREE = (
     "logger",
     "resume",
     "teacher.checkpoint",
+    "teacher.allow_leak",
     "datamodule.num_workers",
     "callbacks.non_finite",
     "callbacks.last.every_minutes",
