@@ -61,6 +61,7 @@ class RunRecord:
             "network": describe_network(network, config),
             "data": {
                 "name": data["name"],
+                "label": config.get("data_label"),
                 "image_size": data["image_size"],
                 "split_sha": datamodule.split_sha,
                 **counts,
