@@ -8,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from tasks.build import build_network
+from tasks.seen_images import Seen
 from tasks.teachers import find_teachers, load_teacher
 
 
@@ -187,10 +188,8 @@ def test_turns_are_for_masks(config):
 @pytest.mark.parametrize("change", [{"turns": True}, {"checkpoint": ["a.ckpt", "b.ckpt"]}])
 def test_diagnoses_are_not_averaged(make_config, monkeypatch, change):
     config = make_config("experiment=d_kd_isic2019", "teacher.checkpoint=a.ckpt")
-    monkeypatch.setattr(
-        "tasks.teachers._load_member",
-        lambda *_: (torch.nn.Linear(1, 1), {"checkpoint": "a.ckpt"}, None),
-    )
+    member = (torch.nn.Linear(1, 1), {"checkpoint": "a.ckpt"}, Seen(Path("a.ckpt")))
+    monkeypatch.setattr("tasks.teachers._load_member", lambda *_: member)
     assert load_teacher(config)[1] == {"checkpoint": "a.ckpt"}
     config["teacher"] |= change
     with pytest.raises(UserError, match="average masks, and a classifier has none; set teacher"):
