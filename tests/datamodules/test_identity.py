@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from datamodules.decoding import read_image
 from datamodules.identity import image_keys, photograph_digest
 from datamodules.isic2018 import ISIC2018
-from datamodules.transforms import read_image
 
 
 def same(first, second, namespaces=(None, None), digests=(None, None)):
