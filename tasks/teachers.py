@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from common.errors import UserError
-from common.runs import find_runs, main_score, read_results
+from common.runs import find_runs, main_scores, read_results
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights
@@ -134,7 +134,7 @@ def _load_member(path: Path, config: dict[str, Any]) -> tuple[L.LightningModule,
         "objective": trained["lightning_module"].get("objective"),
         "network": describe_network(network, trained),
         "calls_per_mask": results.get("calls_per_mask"),
-        **dict([main_score(results)]),
+        **main_scores(results),
     }
     return module, description
 

@@ -53,7 +53,10 @@ class TestRows(L.Callback):
 
 
 class TestImages(TestRows):
-    """Writes `test_images.csv`: the id of each test image and what `test_step` says of it.
+    """Writes `test_images.csv`: the id of each test image and its values in `per_image`.
+
+    Of masks these are the scores at both resolutions, see `SegmentationScores`. `finite` is 0 for
+    the images without a finite prediction, which have the worst scores.
 
     Args:
         folder: the run folder.
