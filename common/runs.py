@@ -45,11 +45,10 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not isinstance(results, dict) or "schema" not in results:
         return None
     native = results.get("resolution") == "native"
-    if native and f"test/{NATIVE}dice" not in (results.get("test") or ()):
-        for group in ("test", "test_intervals"):
-            scores = results.get(group)
-            if isinstance(scores, dict):
-                results[group] = {_native_key(key): value for key, value in scores.items()}
+    for group in ("test", "test_intervals"):
+        scores = results.get(group)
+        if native and isinstance(scores, dict) and f"test/{NATIVE}dice" not in scores:
+            results[group] = {_native_key(key): value for key, value in scores.items()}
     return results
 
 
