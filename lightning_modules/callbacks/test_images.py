@@ -55,8 +55,8 @@ class TestRows(L.Callback):
 class TestImages(TestRows):
     """Writes `test_images.csv`: the id of each test image and its values in `per_image`.
 
-    Of masks these are the scores at both resolutions, see `SegmentationScores`. `finite` is 0 for
-    the images without a finite prediction, which have the worst scores.
+    For masks they are the scores at one or both resolutions, and `finite`, which is 0 where a
+    prediction is not finite and therefore has the worst scores.
 
     Args:
         folder: the run folder.

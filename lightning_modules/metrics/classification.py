@@ -254,8 +254,7 @@ class ClassificationScores(nn.Module):
 
         Returns:
             `correct`, int64, 1 where the most probable class is the true one; `confidence`,
-            float32, its probability; `finite`, int64, 1 where all probabilities are finite. The
-            others are 0 where they are not.
+            float32, its probability. Both are 0 where a probability is not finite.
         """
         chance = probability.detach().float()
         self.pooled.update(chance, label)
@@ -264,7 +263,6 @@ class ClassificationScores(nn.Module):
         return {
             "correct": ((predicted == label) & finite).long(),
             "confidence": torch.where(finite, confidence, 0.0),
-            "finite": finite.long(),
         }
 
     def compute(self) -> dict[str, Tensor]:

@@ -53,7 +53,8 @@ class SegmentationScores(nn.Module):
     `native_`, such as `native_dice`, and come first.
 
     A prediction that is not finite has the worst value of every score, at both sizes: overlap 0,
-    distances of the diagonal, calibration error 1 in each pixel, and no doubt.
+    distances of the diagonal, calibration error 1 in each pixel, and no doubt. An uncertainty that
+    is not finite has the worst correlation, -1.
 
     Args:
         resolution: `model`, `native` or `both`: at which sizes predictions are scored.
@@ -173,6 +174,8 @@ class _Scores(nn.Module):
         diagonal = math.hypot(*mask.shape[-2:])
         for name, worst in {**WORST, "hd95": diagonal, "assd": diagonal}.items():
             scores[name] = torch.where(finite, scores[name], worst)
+        known, name = finite_images(uncertainty), "uncertainty_correlation"
+        scores[name] = torch.where(known, scores[name], WORST[name])
         self.overlap.update(counts)
         self.means.update({name: scores[name].mean() for name in PIXEL_MEANS}, len(mask))
         self.calibration.update(
