@@ -23,7 +23,7 @@ from tasks.statistics import (
 )
 from tasks.training import build_trainer, shown
 
-__all__ = ["evaluate", "run"]
+__all__ = ["chosen_resolution", "evaluate", "run"]
 
 
 def run(config: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def evaluate(
         `test_seconds` and `baselines`, at the network's size.
     """
     diagnoses = method_kind(config) == "classification"
-    resolution = "model" if diagnoses else _resolution(config, datamodule)
+    resolution = "model" if diagnoses else chosen_resolution(config, datamodule)
     if not diagnoses:
         module.test_scores.resolution = resolution
     if resolution != "model":
@@ -114,7 +114,7 @@ def evaluate(
     }
 
 
-def _resolution(config: dict[str, Any], datamodule: L.LightningDataModule) -> str:
+def chosen_resolution(config: dict[str, Any], datamodule: L.LightningDataModule) -> str:
     """Return at which sizes masks are scored.
 
     Original masks add nothing where none of them is larger than the network's image.

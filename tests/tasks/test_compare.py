@@ -132,7 +132,7 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
     run(make_config, tmp_path, *folders, overrides=("pictures=2",))
     with Image.open(tmp_path / "run" / "worst.png") as picture:
         assert picture.size == (3 * 192 + 2 * 2, 2 * 192 + 2)
-    worst = sorted(images, key=lambda image: (images[image]["dice"], image))[:2]
+    worst = sorted(images, key=lambda image: (images[image]["native_dice"], image))[:2]
     printed = capsys.readouterr().out
     assert all(image in printed for image in worst)
     (first, second) = (predict_cases(folder, worst) for folder in folders)
