@@ -68,15 +68,16 @@ class Method:
     def score(self, key: str) -> tuple[float | None, list[float] | None, float | None]:
         """Return the mean over the runs, its 95 % interval and the runs' standard deviation.
 
-        The interval is the bootstrap over images of each one's mean over the runs; of scores that
-        are no means over images, that of a single run as it was tested.
+        There is none of a score that only some of the runs have. The interval is the bootstrap over
+        images of each one's mean over the runs; of scores that are no means over images, that of a
+        single run as it was tested.
 
         Args:
             key: without `test/`.
         """
         values = [results["test"].get(f"test/{key}") for _, results in self.runs]
         values = [value for value in values if value is not None]
-        if not values:
+        if len(values) < len(self.runs):
             return None, None, None
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return float(np.mean(values)), self._interval(key), spread

@@ -40,7 +40,7 @@ WORST = {
     "hd95_relative": 1.0,
     "assd_relative": 1.0,
     "uncertainty_correlation": -1.0,
-    # No doubt at all, so that the image is not referred.
+    # As if the network were certain, so that the image is not referred.
     "expected_dice": 1.0,
 }
 
@@ -53,8 +53,8 @@ class SegmentationScores(nn.Module):
     `native_`, such as `native_dice`, and come first.
 
     A prediction that is not finite has the worst value of every score, at both sizes: overlap 0,
-    distances of the diagonal, calibration error 1 in each pixel, and no doubt. An uncertainty that
-    is not finite has the worst correlation, -1.
+    distances of the diagonal, and calibration error 1 in each pixel. It counts as certain, so that
+    it is not referred. An uncertainty that is not finite has the worst correlation, -1.
 
     Args:
         resolution: `model`, `native` or `both`: at which sizes predictions are scored.

@@ -60,8 +60,8 @@ def uncertainty_correlation(uncertainty: Tensor, wrong: Tensor) -> Tensor:
         uncertainty: `(B, 1, H, W)`.
         wrong: bool `(B, 1, H, W)`, true where the mask is wrong.
     """
-    centred, wrong = uncertainty.double().flatten(1), wrong.flatten(1)
-    centred -= centred.mean(1, keepdim=True)
+    values, wrong = uncertainty.double().flatten(1), wrong.flatten(1)
+    centred = values - values.mean(1, keepdim=True)
     covariance = (centred * wrong).sum(1)
     pixels, errors = wrong.shape[1], wrong.sum(1)
     # Errors are 0 or 1, and their squared deviations need no further pass over the pixels.

@@ -152,7 +152,7 @@ def test_one_such_prediction_leaves_the_others_as_they_are():
     assert total["dice"].item() == pytest.approx(rest["dice"].item() * 4 / 5)
     error = (4 * rest["calibration_error"].item() + 1) / 5
     assert total["calibration_error"].item() == pytest.approx(error, rel=1e-5)
-    # It is not referred, though the others are in more doubt than none.
+    # It counts as certain and is not referred.
     assert total["referral_dice"] < rest["referral_dice"]
 
 

@@ -94,7 +94,7 @@ def test_the_referral_share_is_rounded_down_exactly(count):
     dices = torch.arange(count).double()
     for percent in range(100):
         metric = DoubtScores(referral=percent / 100)
-        # The images of the highest Dice are in most doubt.
+        # The images of the highest Dice are the most uncertain.
         metric.update(dices, dices)
         kept = max(1, count - percent * count // 100)
         assert metric.compute()["referral_dice"].item() == (kept - 1) / 2
