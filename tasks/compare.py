@@ -10,7 +10,7 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.files import atomic_path, write_text_atomic
-from common.runs import find_runs, name_runs, read_results
+from common.runs import NATIVE, find_runs, name_runs, read_results
 from tasks.cases import draw_cases
 from tasks.statistics import (
     compare_predictions,
@@ -27,7 +27,7 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 # Distances: the higher, the worse.
-_DISTANCES = ("hd95", "assd")
+_DISTANCES = tuple(prefix + name for prefix in (NATIVE, "") for name in ("hd95", "assd"))
 
 
 def run(config: dict[str, Any]) -> None:
@@ -36,9 +36,10 @@ def run(config: dict[str, Any]) -> None:
     Each is the folder of a run, or that of an experiment: its tested runs then count as one, which
     has the mean of their scores of each image.
 
-    Prints a table of paired differences and writes `comparison.json` and `comparison.png` (one
-    image a point) to the run folder. With `pictures` there is also a `worst.png` for each of the
-    others: that many images of its lowest score, with the outlines of the first and its own.
+    Prints a table of paired differences, those at the size of the original masks first, and writes
+    `comparison.json` and `comparison.png` (one image a point) to the run folder. With `pictures`
+    there is also a `worst.png` for each of the others: that many images of its lowest score, with
+    the outlines of the first and its own.
 
     Raises:
         UserError: fewer than two runs, a run without test, or runs that share no image.
@@ -76,7 +77,7 @@ def run(config: dict[str, Any]) -> None:
         images = [mean_images([read_images(run) for run in runs]) for runs in members]
         compared = [compare_scores(images[0], other) for other in images[1:]]
     first = next(iter(images[0].values()), {})
-    score = config["score"] or ("dice" if "dice" in first else next(iter(first), ""))
+    score = config["score"] or _default_score(images)
     for folder, name, scores, other in zip(
         folders[1:], names[1:], compared, images[1:], strict=True
     ):
@@ -99,6 +100,15 @@ def run(config: dict[str, Any]) -> None:
     with atomic_path(output / "comparison.png") as path:
         _plot(names, images, score, path)
     console.print(f"comparison: {output / 'comparison.png'}")
+
+
+def _default_score(images: list[dict[str, dict[str, float]]]) -> str:
+    """Return the Dice at the size of the original masks where all runs have it."""
+    columns = [next(iter(run.values()), {}) for run in images]
+    for name in (f"{NATIVE}dice", "dice"):
+        if all(name in own for own in columns):
+            return name
+    return next(iter(columns[0]), "")
 
 
 def _members(folder: Path) -> list[Path]:

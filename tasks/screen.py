@@ -1,6 +1,6 @@
 """What a run says on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 from torch import nn
 
-from common.runs import main_score
+from common.runs import main_scores, native_first
 
 __all__ = ["print_batch", "print_results", "print_start"]
 
@@ -32,7 +32,11 @@ _BASELINES = {
     "constant": "best constant mask",
     "majority": "always the most frequent class",
 }
-_SCORES = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}
+_SCORES = {
+    "native_dice": "native Dice",
+    "dice": "Dice",
+    "balanced_accuracy": "balanced accuracy",
+}
 console = Console()
 
 
@@ -155,14 +159,18 @@ def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = No
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the scores of a run, what it compares with, and where it left its files."""
+    """Print the scores of a run, what it compares with, and where it left its files.
+
+    Scores at the size of the original masks come first; baselines have only the others.
+    """
     scores = results["test"] or {}
     title = f"{results['experiment']}: {results['data']['n_test']} test images"
     table = Table(title=title)
     table.add_column("score")
     table.add_column("value", overflow="fold")
     by_class: dict[str, dict[str, float]] = {}
-    for key, value in scores.items():
+    for key in native_first(scores):
+        value = scores[key]
         _, score, *name = key.split("/")
         if name and score != "loss":
             by_class.setdefault("/".join(name), {})[score] = value
@@ -173,17 +181,20 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     if by_class:
         _print_classes(by_class)
 
-    score, value = main_score(results)
+    compared = main_scores(results)
+    if "balanced_accuracy" not in compared:
+        compared.setdefault("dice", None)
     table = Table(title="What it compares with")
     table.add_column("")
-    for column in ("parameters", "GMAC a call", "calls an image", _SCORES[score]):
+    columns = ("parameters", "GMAC a call", "calls an image", *map(_SCORES.get, compared))
+    for column in columns:
         table.add_column(column, justify="right")
     teacher = results.get("teacher")
     if teacher:
-        _add_network(table, "teacher", teacher, teacher.get(score))
-    _add_network(table, "student" if teacher else "network", results, value)
+        _add_network(table, "teacher", teacher, [teacher.get(score) for score in compared])
+    _add_network(table, "student" if teacher else "network", results, list(compared.values()))
     for name, baseline in (results.get("baselines") or {}).items():
-        table.add_row(_BASELINES[name], "-", "-", "-", f"{baseline:.4f}")
+        table.add_row(_BASELINES[name], *["-"] * (len(columns) - 1), f"{baseline:.4f}")
     console.print(table)
 
 
@@ -203,12 +214,14 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def _add_network(table: Table, role: str, results: Mapping[str, Any], score: float | None) -> None:
+def _add_network(
+    table: Table, role: str, results: Mapping[str, Any], scores: Sequence[float | None]
+) -> None:
     network, calls = results["network"], results["calls_per_mask"]
     table.add_row(
         f"{role} ({network['name']})",
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
         "unknown" if calls is None else f"{calls:,}",
-        "unknown" if score is None else f"{score:.4f}",
+        *("unknown" if score is None else f"{score:.4f}" for score in scores),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from common.errors import UserError
+from common.runs import NATIVE, read_results
 from lightning_modules.metrics import classification_scores, positive_class
 
 __all__ = [
@@ -30,7 +31,8 @@ RESAMPLES = 2000
 # Bootstrap means are drawn in blocks of about that many numbers, which bounds the memory.
 BLOCK = 1 << 22
 # Columns of test_images.csv that are no scores.
-_NOT_SCORES = {"id", "lesion_pixels", "predicted_pixels"}
+_SIZES = ("lesion_pixels", "predicted_pixels")
+_NOT_SCORES = {"id", "finite", *_SIZES, *(NATIVE + name for name in _SIZES)}
 # Columns of predictions.csv that are no classes.
 FIXED_COLUMNS = ("id", "label", "predicted", "correct", "confidence")
 
@@ -58,8 +60,12 @@ class Predictions:
         return Predictions(ids, self.labels[rows], self.probability[rows], self.classes)
 
     def of_truth(self) -> dict[str, dict[str, float]]:
-        """Return the probability of the true class of each photograph, by its id."""
+        """Return the probability of the true class of each photograph, by its id.
+
+        It is 0 where the probabilities are not finite.
+        """
         true = self.probability[np.arange(len(self.ids)), self.labels]
+        true = np.where(np.isfinite(self.probability).all(1), true, 0.0)
         return {
             key: {"probability_of_truth": float(chance)}
             for key, chance in zip(self.ids, true, strict=True)
@@ -121,18 +127,28 @@ def _scores(
 def read_images(folder: Path) -> dict[str, dict[str, float]]:
     """Return the scores of each image that a run tested, by its id.
 
+    Names are as in `read_results`.
+
     Raises:
         UserError: the run has no `test_images.csv`, or it is damaged.
     """
     path = folder / "test_images.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {
+            table = csv.DictReader(file)
+            plain = f"{NATIVE}dice" not in (table.fieldnames or ())
+            images = {
                 row["id"]: {k: float(v) for k, v in row.items() if k not in _NOT_SCORES}
-                for row in csv.DictReader(file)
+                for row in table
             }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(_unreadable(path, folder, error)) from error
+    if plain and (read_results(folder) or {}).get("resolution") == "native":
+        return {
+            image: {NATIVE + name: value for name, value in scores.items()}
+            for image, scores in images.items()
+        }
+    return images
 
 
 def _unreadable(path: Path, folder: Path, error: Exception) -> str:

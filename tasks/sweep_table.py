@@ -11,13 +11,14 @@ from rich.table import Table
 
 from common.files import write_text_atomic
 from common.markup import markdown_table
-from common.runs import main_score, read_results
+from common.runs import NATIVE, main_scores, read_results
 from common.tables import write_rows
 from tasks.configuration import split_override
 
 __all__ = ["Line", "print_table", "summarise", "write_tables"]
 
-# Beside the score by which jobs are ordered and the main one of the test, where a run has them.
+# Beside the score by which jobs are ordered and the main ones of the test, where a run has them; at
+# the size of the original masks where it has that.
 _SHOWN = ("hd95", "boundary_f1", "auc", "mel_sensitivity")
 _SEED = "seed"
 console = Console(highlight=False)
@@ -42,9 +43,12 @@ class Line:
     def add(self, results: Mapping[str, Any]) -> None:
         """Add what a finished job left behind."""
         best, test = results.get("best") or {}, results.get("test") or {}
-        name, score = main_score(results)
-        found = {f"best {best.get('monitor')}": best.get("score"), f"test/{name}": score}
-        found |= {f"test/{key}": test.get(f"test/{key}") for key in _SHOWN}
+        found = {f"best {best.get('monitor')}": best.get("score")}
+        found |= {f"test/{name}": score for name, score in main_scores(results).items()}
+        for name in _SHOWN:
+            native = f"test/{NATIVE}{name}"
+            key = native if native in test else f"test/{name}"
+            found[key] = test.get(key)
         for key, value in found.items():
             if value is not None:
                 self.scores.setdefault(key, []).append(float(value))

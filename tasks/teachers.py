@@ -8,7 +8,7 @@ import lightning as L
 import yaml
 
 from common.errors import UserError, check_choice
-from common.runs import find_runs, main_score, read_results
+from common.runs import find_runs, main_scores, read_results
 from datamodules.splits import read_parts
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
@@ -189,7 +189,7 @@ def _load_member(
         "objective": trained["lightning_module"].get("objective"),
         "network": describe_network(network, trained),
         "calls_per_mask": results.get("calls_per_mask"),
-        **dict([main_score(results)]),
+        **main_scores(results),
     }
     return module, description, seen
 

@@ -156,6 +156,8 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
     assert config["augmentation"] == make_config("augmentation=ssd_kd")["augmentation"]
     assert callbacks["ema"] is None
     assert callbacks["early_stopping"]["patience"] == 15
+    ties = "first" if turned else "later"
+    assert callbacks["early_stopping"]["ties"] == callbacks["best"]["ties"] == ties
     assert config["network"]["weights"] == (None if name == "ssd_head" else "imagenet")
     assert module["classes"] == list(DATASETS[data].classes)
     assert module["weighted"] is True

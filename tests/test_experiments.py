@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -459,8 +460,13 @@ def test_a_test_in_half_precision(train, make_config, tmp_path, precision):
         assert second[f"test/{score}"] == pytest.approx(mean, rel=1e-6)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_workers):
+@pytest.mark.parametrize(
+    ("num_workers", "resolution", "recorded"),
+    [(0, "both", "both"), (2, "native", "native"), (0, "model", "model")],
+)
+def test_scores_at_native_size(
+    train, make_config, tmp_path, isic_data, num_workers, resolution, recorded
+):
     folder = train("demo_teacher")
     config = make_config(
         "task=test",
@@ -468,23 +474,57 @@ def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_work
         "trainer.accelerator=cpu",
         "datamodule=isic2018",
         f"datamodule.num_workers={num_workers}",
-        "metrics.resolution=native",
+        f"metrics.resolution={resolution}",
         f"paths.data={isic_data}",
         f"checkpoint={folder}/checkpoints/best.ckpt",
         f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
     )
     test_task.run(config)
     now = tmp_path / "runs/test/now"
-    assert json.loads((now / "results.json").read_text())["resolution"] == "native"
+    results = json.loads((now / "results.json").read_text())
+    assert results["resolution"] == recorded
+    keys = {"test/native_dice", "test/native_threshold_jaccard", "test/native_referral_dice"}
+    assert keys <= results["test"].keys() or resolution == "model"
+    plain = {"test/dice", "test/threshold_jaccard", "test/referral_dice"}
+    assert plain <= results["test"].keys() or resolution == "native"
+    of_images = {key for key in results["test_intervals"] if "native" in key}
+    assert len(of_images) == (0 if resolution == "model" else 9)
+    assert len(results["test_intervals"]) == (18 if resolution == "both" else 9)
     masks = isic_data / "isic2018" / "ISIC2018_Task1_Training_GroundTruth"
     with (now / "test_images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     for row in rows:
         mask = read_mask(masks / f"{row['id']}_segmentation.png")
-        assert float(row["lesion_pixels"]) == mask.sum()
-        diagonal = np.hypot(*mask.shape)
-        assert float(row["hd95"]) == pytest.approx(float(row["hd95_relative"]) * diagonal)
+        assert row["finite"] == "1"
+        sizes = {"native_": mask.shape, "": (results["data"]["image_size"],) * 2}
+        for prefix, size in sizes.items():
+            scored = resolution == "both" or (prefix == "native_") == (resolution == "native")
+            assert (f"{prefix}dice" in row) == scored
+            if scored:
+                diagonal = float(row[f"{prefix}hd95_relative"]) * np.hypot(*size)
+                assert float(row[f"{prefix}hd95"]) == pytest.approx(diagonal)
+        if resolution != "model":
+            assert float(row["native_lesion_pixels"]) == mask.sum()
+            assert next(name for name in row if name != "id") == "native_dice"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sizes", "expected"),
+    [
+        ("both", [(64, 64), (40, 64)], "model"),
+        ("both", [(64, 64), (40, 65)], "both"),
+        ("native", [(8, 8)], "native"),
+        ("model", [(99, 99)], "model"),
+    ],
+)
+def test_originals_no_larger_than_the_networks_image_are_not_scored_again(chosen, sizes, expected):
+    # The first image of the cache belongs to another part.
+    cache = SimpleNamespace(sizes=np.array([(999, 999), *sizes]))
+    test = SimpleNamespace(cache=cache, indices=np.arange(len(sizes)) + 1)
+    datamodule = SimpleNamespace(datasets={"test": test}, image_size=64)
+    config = {"metrics": {"resolution": chosen}}
+    assert test_task.chosen_resolution(config, datamodule) == expected
 
 
 def test_the_averaged_weights_are_tested(train, make_config, tmp_path):

@@ -1,5 +1,6 @@
 """What happens around training: averages, learning rate, a last validation, records, pictures."""
 
+from lightning_modules.callbacks.best_checkpoint import BestCheckpoint
 from lightning_modules.callbacks.config_record import ConfigRecord
 from lightning_modules.callbacks.diagnoses import Diagnoses
 from lightning_modules.callbacks.early_stop import EarlyStop
@@ -19,6 +20,7 @@ from lightning_modules.callbacks.test_images import TestImages
 
 __all__ = [
     "EMA",
+    "BestCheckpoint",
     "ConfigRecord",
     "Diagnoses",
     "EarlyStop",

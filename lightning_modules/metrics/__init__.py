@@ -13,7 +13,15 @@ from lightning_modules.metrics.classification import (
     roc_curves,
 )
 from lightning_modules.metrics.means import LossMeans
-from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
+from lightning_modules.metrics.overlap import (
+    OverlapMetrics,
+    dice_score,
+    finite_images,
+    iou_score,
+    lesion_masks,
+    overlap_counts,
+    threshold_jaccard,
+)
 from lightning_modules.metrics.segmentation import SegmentationScores
 from lightning_modules.metrics.uncertainty import (
     CalibrationError,
@@ -41,10 +49,13 @@ __all__ = [
     "dice_score",
     "doubt",
     "expected_dice",
+    "finite_images",
     "iou_score",
+    "lesion_masks",
     "overlap_counts",
     "positive_class",
     "reliability",
     "roc_curves",
+    "threshold_jaccard",
     "uncertainty_correlation",
 ]

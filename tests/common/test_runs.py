@@ -9,7 +9,9 @@ from common.runs import (
     dataset_label,
     find_runs,
     main_score,
+    main_scores,
     name_runs,
+    native_first,
     read_results,
     run_label,
     write_results,
@@ -53,6 +55,10 @@ def test_the_main_score_is_that_of_the_kind_of_run():
     assert main_score(masks) == ("dice", 0.8)
     assert main_score(diagnoses) == ("balanced_accuracy", 0.6)
     assert main_score({"test": None}) == ("dice", None)
+    both = {"test": {**masks["test"], "test/native_iou": 0.5, "test/native_dice": 0.6}}
+    assert main_score(both) == ("native_dice", 0.6)
+    assert list(main_scores(both).items()) == [("native_dice", 0.6), ("dice", 0.8)]
+    assert main_scores(diagnoses) == {"balanced_accuracy": 0.6}
 
 
 @pytest.mark.parametrize(
@@ -91,3 +97,27 @@ def test_own_data_is_named_by_its_folder(datamodule, root, expected):
 )
 def test_a_run_on_chosen_data_is_named_by_it(experiment, datamodule, given, expected):
     assert run_label(experiment, "diffusion", datamodule, "data/clinic", given) == expected
+
+
+def test_scores_at_the_original_size_come_first():
+    names = ["test/loss", "test/dice", "test/native_dice", "iou", "native_iou"]
+    expected = ["test/native_dice", "native_iou", "test/loss", "test/dice", "iou"]
+    assert native_first(names) == expected
+
+
+def test_plain_names_of_a_test_at_native_resolution_alone_are_read_as_native(tmp_path):
+    scores = {"test/dice": 0.5, "test/loss/bce": 1.0, "test/batch_pooled_dice": 0.4}
+    old = {"schema": 1, "resolution": "native", "test": scores}
+    write_results(tmp_path, {**old, "test_intervals": {"test/dice": [0.4, 0.6]}})
+    found = read_results(tmp_path)
+    kept = {"test/loss/bce": 1.0, "test/batch_pooled_dice": 0.4}
+    assert found["test"] == {"test/native_dice": 0.5, **kept}
+    assert found["test_intervals"] == {"test/native_dice": [0.4, 0.6]}
+    for results in (
+        {**old, "resolution": "model"},
+        {**old, "test": {"test/native_dice": 0.5, "test/referral_dice": 0.7}},
+        {**old, "test": None},
+        {**old, "test": 3},
+    ):
+        write_results(tmp_path, results)
+        assert read_results(tmp_path) == results

@@ -132,7 +132,7 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
     run(make_config, tmp_path, *folders, overrides=("pictures=2",))
     with Image.open(tmp_path / "run" / "worst.png") as picture:
         assert picture.size == (3 * 192 + 2 * 2, 2 * 192 + 2)
-    worst = sorted(images, key=lambda image: (images[image]["dice"], image))[:2]
+    worst = sorted(images, key=lambda image: (images[image]["native_dice"], image))[:2]
     printed = capsys.readouterr().out
     assert all(image in printed for image in worst)
     (first, second) = (predict_cases(folder, worst) for folder in folders)
@@ -144,3 +144,24 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
     (folders[0] / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"teacher has no config.yaml; give folders of runs"):
         run(make_config, tmp_path, *folders, overrides=("pictures=2",))
+
+
+def test_scores_at_the_original_size_come_first(make_run, make_config, tmp_path, capsys):
+    folders = []
+    for name, gain in (("first", 0.0), ("second", 0.02)):
+        folder = make_run(name, dices(20))
+        rows = "".join(
+            f"{image},{dice / 2 + gain},30,{dice},1\n" for image, dice in dices(20).items()
+        )
+        (folder / "test_images.csv").write_text("id,native_dice,native_hd95,dice,finite\n" + rows)
+        folders.append(folder)
+    (entry,) = run(make_config, tmp_path, *folders)
+    assert list(entry["scores"]) == ["native_dice", "native_hd95", "dice"]
+    assert entry["scores"]["native_dice"]["difference"] == pytest.approx(0.02)
+    printed = capsys.readouterr().out
+    assert printed.index("native_dice") < printed.index("native_hd95") < printed.index(" dice ")
+    # Of an older run only the plain score is known.
+    older = make_run("older", dices(20))
+    (entry,) = run(make_config, tmp_path, folders[0], older)
+    assert list(entry["scores"]) == ["dice"]
+    assert entry["scores"]["dice"]["difference"] == 0

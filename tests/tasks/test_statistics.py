@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from common.errors import UserError
+from common.runs import write_results
 from tasks.statistics import (
     Predictions,
     bootstrap_interval,
@@ -84,6 +85,11 @@ def test_a_runs_table_is_read(tmp_path):
     assert read_scores(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match="cannot be read.*task=test"):
         read_images(tmp_path / "nowhere")
+    write_results(tmp_path, {"schema": 1, "resolution": "native"})
+    assert read_images(tmp_path)["a"] == {"native_dice": 0.25, "native_hd95": 1}, "an old test"
+    columns = "id,native_dice,native_lesion_pixels,dice,predicted_pixels,finite"
+    (tmp_path / "test_images.csv").write_text(f"{columns}\na,0.5,10,0.25,3,1\n")
+    assert list(read_images(tmp_path)["a"].items()) == [("native_dice", 0.5), ("dice", 0.25)]
     (tmp_path / "test_images.csv").write_text("id,dice\na,none\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_images(tmp_path)

@@ -57,6 +57,20 @@ def test_settings_are_ordered_by_validation_with_mean_and_spread_over_seeds(trai
     assert rows[1][4:] == ["2.0000 ± 0.0000", "10 ± 1"]
 
 
+def test_scores_at_the_original_size_come_first(trained):
+    runs = trained((0.5, 0.9), (0.7, 0.8))
+    for number in range(2):
+        folder = runs / "x" / str(number)
+        results = json.loads((folder / "results.json").read_text())
+        results["test"] |= {"test/native_dice": 0.6, "test/native_hd95": 30.0 + number}
+        write_results(folder, results)
+    lines, _ = sweep_table.summarise(runs, [job(n, f"seed={n}") for n in range(2)])
+    header, (row,) = sweep_table._table(lines)
+    shown = ["test/native_dice", "test/dice", "test/native_hd95"]
+    assert header == ["jobs", "best val/dice", *shown, "seconds"]
+    assert row[2:5] == ["0.6000 ± 0.0000", "0.8500 ± 0.0707", "30.5000 ± 0.7071"]
+
+
 def test_of_losses_the_lowest_comes_first(trained):
     runs = trained((0.5, 0.9), (0.4, 0.8), mode="min")
     lines, less = sweep_table.summarise(runs, [job(0, "w=1"), job(1, "w=2")])
