@@ -119,6 +119,8 @@ def _explain(error: Exception) -> str:
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()]
     every = "`python run.py --cfg job` prints every key."
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override} has no value; give {error.override}=<value>. {every}"
         typed = suggest_quotes(error.override)
         return f"{error.override} has characters that need quotes; write it as {typed}. {every}"
     several = re.match(r"Ambiguous value for argument '(.*)'$", first)

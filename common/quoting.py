@@ -48,7 +48,10 @@ def multirun(arguments: Sequence[str]) -> bool:
     modes = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("hydra.mode=")]
     if modes:
         return modes[-1].upper() == "MULTIRUN"
-    return any(a in ("-m", "--multirun") or a.lstrip("+").startswith("sweep=") for a in arguments)
+    # A file of the group `sweep` makes a multirun of its command.
+    swept = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweep=")]
+    flags = {"-m", "--multirun"}.intersection(arguments)
+    return bool(flags) or swept[-1:] not in ([], ["null"])
 
 
 def hydra_string(text: str) -> str:
@@ -57,7 +60,7 @@ def hydra_string(text: str) -> str:
 
 
 def suggest_quotes(argument: str) -> str:
-    """Return an argument as a shell takes it, with its value in the quotes of Hydra's grammar."""
+    """Return `key=value` as a shell takes it, with the value in the quotes of Hydra's grammar."""
     key, _, value = argument.partition("=")
     return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
 

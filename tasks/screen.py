@@ -48,7 +48,7 @@ def print_choices(config: Mapping[str, Any], choices: Mapping[str, str | None]) 
         config: of the run; groups that are empty in it are left out.
         choices: of all groups.
     """
-    if choices["experiment"] is not None:
+    if choices.get("experiment") is not None:
         return
     chosen = " ".join(f"{group}={choices[group]}" for group in _CHOSEN if config[group] != {})
     console.print(

@@ -62,7 +62,7 @@ def run(tmp_path, *arguments):
         ),
         (["trainer.precision=16-odd"], ["precision"]),
         (["sampler.num_steps=0"], ["sampler.num_steps=0"]),
-        (["experiment=null", "debug=null", "~logger", "seed=x"], ["seed=x"]),
+        (["experiment=null", "debug=null", "~logger", "task=test"], ["task=test needs"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
         (["resume=gone"], ["error: resume=gone has no checkpoints/last.ckpt"]),
     ],

@@ -76,8 +76,8 @@ def test_commas_separate_the_values_of_a_multirun(flag):
 
 
 def test_a_job_of_a_multirun_is_none():
-    arguments = ["sweep=search", "input=a,b", "hydra.mode=RUN"]
-    assert read(quoted(arguments)[1]) == "a,b"
+    for arguments in (["sweep=search", "input=a,b", "hydra.mode=RUN"], ["sweep=null", "input=a,b"]):
+        assert read(quoted(arguments)[1]) == "a,b"
 
 
 @pytest.mark.parametrize("name", ["[a,b]", "'x'", "a,b", "choice(a,b)", "${x}", "null"])
