@@ -578,7 +578,7 @@ def test_a_failed_run_says_so(train, monkeypatch, tmp_path):
 
 
 def test_the_size_is_checked_before_the_data(make_config):
-    config = make_config("datamodule.image_size=30")
+    config = make_config("experiment=demo_teacher", "datamodule.image_size=30")
     with pytest.raises(UserError, match="multiples of 8, such as 32x32"):
         fit.run(config)
 
