@@ -13,7 +13,7 @@ from torch import nn
 
 from common.runs import main_scores, native_first
 
-__all__ = ["print_batch", "print_results", "print_start"]
+__all__ = ["print_batch", "print_choices", "print_results", "print_start"]
 
 _SHOWN = (
     "task",
@@ -27,6 +27,11 @@ _SHOWN = (
     "trainer",
     "paths",
 )
+# Groups that a run without an experiment names.
+_CHOSEN = (
+    *("datamodule", "augmentation", "network", "lightning_module", "schedule", "sampler"),
+    *("teacher", "trainer", "callbacks"),
+)
 _BASELINES = {
     "otsu": "Otsu's threshold",
     "constant": "best constant mask",
@@ -38,6 +43,23 @@ _SCORES = {
     "balanced_accuracy": "balanced accuracy",
 }
 console = Console()
+
+
+def print_choices(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Print the choices of a run that no experiment makes.
+
+    Args:
+        config: of the run; groups that are empty in it are left out.
+        choices: of all groups.
+    """
+    if choices.get("experiment") is not None:
+        return
+    chosen = " ".join(f"{group}={choices[group]}" for group in _CHOSEN if config[group] != {})
+    console.print(
+        f"No experiment is chosen, so the run is {chosen}. experiment=<name> picks a recipe of "
+        "conf/experiment, such as experiment=demo_teacher.",
+        soft_wrap=True,
+    )
 
 
 def print_start(
@@ -137,12 +159,15 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
         )
 
 
-def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
+def print_batch(
+    batch: Mapping[str, Any], earlier: Mapping[str, Any] | None, batch_size: int
+) -> None:
     """Print how many images an optimizer step takes, and at which rate.
 
     Args:
         batch: as in `results.json`.
         earlier: that of the run that goes on, where it is known.
+        batch_size: that of the config.
     """
     per_process, processes, accumulate, effective, rule, rate = batch.values()
     console.print(
@@ -150,6 +175,12 @@ def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = No
         f"{effective} images; learning rate {rate:g} (training.scale_lr={rule})",
         soft_wrap=True,
     )
+    if rule == "none" and batch_size % processes:
+        console.print(
+            f"datamodule.batch_size={batch_size} is no multiple of {processes} processes: each has "
+            f"{per_process} images.",
+            soft_wrap=True,
+        )
     if earlier and earlier["effective"] != effective:
         console.print(
             f"Until now the run took {earlier['effective']} images a step; its learning rate goes "

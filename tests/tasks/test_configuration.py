@@ -114,3 +114,18 @@ def test_masks_of_earlier_versions_stay_where_they_were(stored, expected):
     data = config["datamodule"]
     assert (data["mask_resize"], data["edges"]) == expected
     assert "soft_masks" not in data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ((), "clinic"),
+        (("+datamodule.root=data/other",), "other"),
+        (("datamodule=ph2",), "ph2"),
+    ],
+)
+def test_a_test_is_reported_under_its_dataset(make_config, overrides, label):
+    own = ("experiment=teacher_isic2018", "datamodule=folder")
+    trained = copy.deepcopy(make_config(*own, "datamodule.root=data/clinic"))
+    given = make_config("task=test", "checkpoint=x", *overrides)
+    assert checkpoint_config(given, trained)["data_label"] == label
