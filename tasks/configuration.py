@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError
-from common.runs import dataset_label
+from common.runs import dataset_label, run_label
 
 __all__ = [
     "TRAINED_FOR",
@@ -134,6 +134,14 @@ def split_override(override: str) -> tuple[str, str]:
 def given_keys() -> list[str]:
     """Return the keys that the command line gives, of groups and of single values, in its order."""
     return [split_override(override)[0] for override in HydraConfig.get().overrides.task]
+
+
+def _run_name(experiment: str | None, method: str, datamodule: str, root: str | None) -> str:
+    return run_label(experiment, method, datamodule, root, given_keys())
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("data_label", dataset_label, replace=True)
 
 
 def choices() -> dict[str, str | None]:
