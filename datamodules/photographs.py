@@ -203,7 +203,7 @@ class PhotographDataset(Dataset):
         return {
             "image": normalise(square, self.normalization, train=False),
             # The noise of a photograph is the same in a test and here, whatever its folder.
-            "id": path.stem,
+            "id": os.fsencode(path.stem).decode(errors="backslashreplace"),
             "size": torch.tensor(photo.size),
             "name": self.names[key[1]],
             "file": str(path),

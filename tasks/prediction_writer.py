@@ -123,6 +123,10 @@ class PredictionWriter(PhotographWriter):
     ) -> None:
         """Write the files of a photograph and complete its row."""
         size = photograph.size
+        overlay = None
+        if len(self.templates) > 1:
+            # First, so that decoding and the maps do not add up in memory.
+            overlay = self._overlay(photograph, probability)
         mask = np.empty(size, dtype=np.uint8)
         chances = overlap = unsure = 0.0
         for columns, values in restored_columns(probability, size, self.letterbox):
@@ -140,16 +144,13 @@ class PredictionWriter(PhotographWriter):
             "components": _count_components(mask),
             "expected_dice": round(2 * overlap / total if total > 0 else 1.0, 6),
             "mean_uncertainty": round(unsure / mask.size, 6),
-            "boundary_uncertainty": self._along_outline(mask, probability, uncertainty),
+            "boundary_uncertainty": self._along_outline(probability, uncertainty, size),
         }
-        least = probability.shape[-1]
         pictures: list[Callable[[], np.ndarray]] = [
             lambda: mask * np.uint8(255),
             lambda: _grey(probability, size, self.letterbox),
             lambda: _grey(uncertainty * 2, size, self.letterbox),
-            lambda: _overlay(
-                read_photograph(photograph.file, least, self.max_megapixels).image, mask
-            ),
+            lambda: overlay,
         ]
         for template, draw in reversed(list(zip(self.templates, pictures, strict=False))):
             path = self.folder / template.format(photograph.name)
@@ -157,18 +158,30 @@ class PredictionWriter(PhotographWriter):
                 kind = {".jpg": "JPEG", ".tiff": "TIFF"}.get(path.suffix, "PNG")
                 Image.fromarray(draw()).save(temporary, format=kind)
 
-    def _along_outline(self, mask: np.ndarray, probability: Tensor, uncertainty: Tensor) -> Any:
+    def _mask(self, probability: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """Return the mask at a size, uint8 of {0, 1}."""
+        whole = restore(probability, size, self.letterbox)[0].numpy()
+        return (whole > self.threshold).astype(np.uint8)
+
+    def _overlay(self, photograph: Predicted, probability: Tensor) -> np.ndarray:
+        """Return the photograph with the outline of the mask, at the size that is decoded."""
+        least = probability.shape[-1]
+        photo = read_photograph(photograph.file, least, self.max_megapixels).image
+        thickness = max(1, round(max(photo.shape) / 400))
+        mask = self._mask(probability, photo.shape[:2])
+        return draw_contour(photo, mask, PREDICTION_COLOUR, thickness)
+
+    def _along_outline(
+        self, probability: Tensor, uncertainty: Tensor, size: tuple[int, int]
+    ) -> float | str:
         """Return the mean uncertainty in the band along the outline, empty without an outline."""
-        size = mask.shape
-        shrink = max(1.0, (mask.size / WHOLE_PIXELS) ** 0.5)
-        if shrink > 1:
-            size = tuple(max(1, round(length / shrink)) for length in size)
-            mask = (restore(probability, size, self.letterbox)[0] > self.threshold).numpy()
-            mask = mask.astype(np.uint8)
-        near = _band(mask, BAND * float(np.hypot(*size)))
+        shrink = max(1.0, (size[0] * size[1] / WHOLE_PIXELS) ** 0.5)
+        height, width = (max(1, round(length / shrink)) for length in size)
+        mask = self._mask(probability, (height, width))
+        near = _band(mask, BAND * float(np.hypot(height, width)))
         if not near.any():
             return ""
-        values = restore(uncertainty, size, self.letterbox)[0].numpy()
+        values = restore(uncertainty, (height, width), self.letterbox)[0].numpy()
         return round(float(values[near].mean()), 6)
 
 
@@ -221,12 +234,3 @@ def _grey(values: Tensor, size: tuple[int, int], letterbox: bool) -> np.ndarray:
     for columns, strip in restored_columns(values, size, letterbox):
         picture[:, columns] = (strip.clip(0, 1) * 255).round()
     return picture
-
-
-def _overlay(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return a photograph with the outline of a mask, at the size of the photograph given."""
-    height, width = photo.shape[:2]
-    if mask.shape != (height, width):
-        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
-    thickness = max(1, round(max(mask.shape) / 400))
-    return draw_contour(photo, mask, PREDICTION_COLOUR, thickness)
