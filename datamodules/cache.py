@@ -15,12 +15,12 @@ from rich.progress import track
 
 from common.errors import UserError
 from common.files import atomic_folder
-from datamodules.transforms import resize_image, resize_mask
+from datamodules.transforms import SOFT_MASKS, resize_image, resize_mask
 
 __all__ = ["Sample", "SampleCache", "open_cache"]
 
 # Raise this when decoding or resizing changes, so that older caches are not used.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Sample(Protocol):
@@ -66,7 +66,7 @@ class SampleCache:
     @property
     def soft(self) -> bool:
         """Whether the masks have grey edges."""
-        return self.meta.get("soft_masks", False)
+        return self.meta["mask_resize"] in SOFT_MASKS
 
     def lesions(self, rows: Sequence[int]) -> np.ndarray:
         """Return masks of these rows as uint8 of {0, 1}, lesion where above one half."""
@@ -92,12 +92,12 @@ def open_cache(
     image_size: int,
     antialias: bool | str,
     letterbox: bool = False,
-    soft_masks: bool = False,
+    mask_resize: str = "area",
 ) -> SampleCache:
     """Return the cache of these samples at this size, built first if there is none.
 
     The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
-    size, antialias, letterbox, soft masks, version), so a stale cache is never read.
+    size, antialias, letterbox, mask resizing, version), so a stale cache is never read.
 
     Args:
         samples: in the order of the arrays.
@@ -105,7 +105,7 @@ def open_cache(
         name: the dataset, for the folder's name.
         image_size: side of the square arrays in pixels.
         antialias, letterbox: as in `resize_image`.
-        soft_masks: as `soft` in `resize_mask`.
+        mask_resize: as `how` in `resize_mask`.
 
     Raises:
         UserError: a sample cannot be loaded, or the folder is not writable.
@@ -115,9 +115,8 @@ def open_cache(
         image_size,
         antialias,
         letterbox,
+        mask_resize,
         [[s.id, *s.fingerprint()] for s in samples],
-        # Nothing otherwise: caches from before there were soft masks keep their names.
-        *(["soft masks"] if soft_masks else []),
     ]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
@@ -132,7 +131,7 @@ def open_cache(
             try:
                 if not cache.exists():
                     with atomic_folder(folder) as temporary:
-                        resizing = (image_size, antialias, letterbox, soft_masks)
+                        resizing = (image_size, antialias, letterbox, mask_resize)
                         _build(samples, temporary, name, *resizing)
             finally:
                 lock.unlink(missing_ok=True)
@@ -151,7 +150,7 @@ def _build(
     size: int,
     antialias: bool | str,
     letterbox: bool,
-    soft_masks: bool,
+    mask_resize: str,
 ) -> None:
     count = len(samples)
     images = np.lib.format.open_memmap(
@@ -169,8 +168,8 @@ def _build(
         images[index] = resize_image(image, size, antialias, letterbox)
         sizes[index] = image.shape[:2]
         if mask is not None:
-            masks[index] = resize_mask(mask, size, letterbox, soft_masks)
-            covered[index] = _lesion(masks[index], soft_masks).mean()
+            masks[index] = resize_mask(mask, size, letterbox, mask_resize)
+            covered[index] = _lesion(masks[index], mask_resize in SOFT_MASKS).mean()
 
     with ThreadPoolExecutor() as pool:
         for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
@@ -182,7 +181,7 @@ def _build(
         "count": count,
         "empty_masks": int((covered == 0).sum()),
         "full_masks": int((covered == 1).sum()),
-        **({"soft_masks": True} if soft_masks else {}),
+        "mask_resize": mask_resize,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 
