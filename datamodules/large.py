@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from common.geometry import fitted
-from datamodules.decoding import read_image
+from datamodules.decoding import is_transparent, read_image
 from datamodules.problems import BadFileError
 from datamodules.transforms import resize_image
 
@@ -24,7 +24,6 @@ __all__ = ["WHOLE_PIXELS", "Photograph", "read_photograph"]
 WHOLE_PIXELS = 25_000_000
 # Of a decoded picture that are turned to RGB at once.
 STRIP_PIXELS = 4_000_000
-ORIENTATION = 0x0112
 _FLIP = Image.Transpose
 # By EXIF orientation: how the stored picture is turned upright, and which of its sides (left, top,
 # right, bottom) then lie left, top, right and bottom.
@@ -103,8 +102,6 @@ def read_photograph(path: Path, least: int, max_megapixels: float) -> Photograph
     try:
         with _opened(path) as picture:
             width, height = picture.size
-            alpha = _has_alpha(picture)
-            turn = picture.getexif().get(ORIENTATION)
             if width * height > max_megapixels * 1e6:
                 raise BadFileError(
                     "photograph too large",
@@ -113,8 +110,7 @@ def read_photograph(path: Path, least: int, max_megapixels: float) -> Photograph
                     f"max_megapixels, which is {max_megapixels:g}, to read it.",
                 )
             if width * height > WHOLE_PIXELS:
-                return _reduced(picture, alpha, turn, least)
-            transparent = alpha and _is_transparent(picture)
+                return _reduced(picture, least)
     except BadFileError:
         raise
     except Exception as error:
@@ -125,7 +121,7 @@ def read_photograph(path: Path, least: int, max_megapixels: float) -> Photograph
             f"The image {path} cannot be decoded ({error}); replace it by an intact copy.",
         ) from error
     image = read_image(path)
-    return Photograph(image, image.shape[:2], transparent=transparent)
+    return Photograph(image, image.shape[:2], transparent=is_transparent(path))
 
 
 @contextmanager
@@ -141,16 +137,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         yield picture
 
 
-def _has_alpha(picture: Image.Image) -> bool:
-    return picture.has_transparency_data
-
-
-def _is_transparent(picture: Image.Image) -> bool:
-    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
-
-
-def _reduced(picture: Image.Image, alpha: bool, turn: int | None, least: int) -> Photograph:
+def _reduced(picture: Image.Image, least: int) -> Photograph:
     """Decode a large picture at a reduced size."""
+    # A PNG's own method would decode it to look for tags behind the pixels.
+    turn = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
     size = picture.size
     factor = 1
     while (
@@ -163,7 +153,10 @@ def _reduced(picture: Image.Image, alpha: bool, turn: int | None, least: int) ->
     picture.draft(None, (size[0] // factor, size[1] // factor))
     rest = max(1, round(factor * picture.width / size[0]))
     picture.load()
-    small, transparent = _shrunk(picture, rest, alpha)
+    if picture.format == "TIFF":
+        # It turns upright as it is loaded.
+        size, turn = picture.size, None
+    small, transparent = _shrunk(picture, rest)
     blank = (0.0, 0.0, small.width - size[0] / factor, small.height - size[1] / factor)
     if turn in _TURNS:
         method, sides = _TURNS[turn]
@@ -174,7 +167,7 @@ def _reduced(picture: Image.Image, alpha: bool, turn: int | None, least: int) ->
     return Photograph(np.asarray(small), size[::-1], blank, transparent)
 
 
-def _shrunk(picture: Image.Image, factor: int, alpha: bool) -> tuple[Image.Image, bool]:
+def _shrunk(picture: Image.Image, factor: int) -> tuple[Image.Image, bool]:
     """Return a picture as RGB at a fraction of its size, and whether it is transparent."""
     width, height = picture.size
     small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
@@ -187,8 +180,8 @@ def _shrunk(picture: Image.Image, factor: int, alpha: bool) -> tuple[Image.Image
         if deep:
             levels = np.asarray(strip).clip(0) / (highest + 1) * 256
             strip = Image.fromarray(levels.astype(np.uint8))
-        elif alpha:
-            strip = strip.convert("RGBA")
+        elif picture.has_transparency_data:
+            strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
             transparent = transparent or strip.getchannel("A").getextrema()[0] < 255
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
         small.paste(strip.convert("RGB").reduce(factor), (0, top // factor))

@@ -58,6 +58,7 @@ def run(config: dict[str, Any]) -> None:
     check_batch(config)
     check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
+    datamodule.check_trainable()
     teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
     if description:
         # A newer teacher must not take over when the run is resumed.
