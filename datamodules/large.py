@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from common.geometry import fitted
+from common.geometry import fitted, interpolation_weights
 from datamodules.decoding import is_transparent, read_image
 from datamodules.problems import BadFileError
 from datamodules.transforms import resize_image
@@ -69,17 +69,21 @@ class Photograph:
         if not self.reduced:
             return resize_image(self.image, side, antialias, letterbox)
         box = fitted(self.size, side, letterbox)
-        left, top, right, bottom = self.blank
+        weights, shares = [], []
+        for axis, start, extent in ((0, box.top, box.height), (1, box.left, box.width)):
+            length = self.image.shape[axis]
+            before, after = self.blank[1 - axis], self.blank[3 - axis]
+            step = (length - before - after) / extent
+            part = interpolation_weights(length, side, before - start * step, step)
+            weights.append(part.astype(np.float32))
+            cells = np.arange(side + 1)
+            shares.append(np.diff(cells.clip(start, start + extent)))
         height, width = self.image.shape[:2]
-        inside = Image.fromarray(self.image).resize(
-            (box.width, box.height),
-            Image.Resampling.BILINEAR,
-            box=(left, top, width - right, height - bottom),
-        )
-        square = np.empty((side, side, 3), dtype=np.uint8)
-        square[:] = self.image.mean(axis=(0, 1)).round()
-        square[box.rows, box.columns] = np.asarray(inside)
-        return square
+        rows = weights[0] @ self.image.reshape(height, -1).astype(np.float32)
+        inside = weights[1] @ rows.reshape(side, width, 3)
+        share = np.outer(*shares)[..., None]
+        square = share * inside + (1 - share) * self.image.mean(axis=(0, 1))
+        return (square + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def read_photograph(path: Path, least: int, max_megapixels: float) -> Photograph:

@@ -9,19 +9,19 @@ from typing import Any, ClassVar
 import cv2
 import lightning as L
 import numpy as np
-import torch.nn.functional as F
+import torch
 from PIL import Image
 from torch import Tensor
 
 from common.files import atomic_path
-from common.geometry import fitted, restore
+from common.geometry import fitted, restore, restoring_weights
 from common.pictures import PREDICTION_COLOUR, draw_contour
 from datamodules.large import WHOLE_PIXELS, read_photograph
 from datamodules.problems import BadFileError
 from lightning_modules.metrics import doubt
 from tasks.photograph_writer import PhotographWriter, Predicted
 
-__all__ = ["FORMATS", "PredictionWriter", "restored_columns"]
+__all__ = ["FORMATS", "PredictionWriter", "restored_rows"]
 
 # What is written of each photograph, by `output_format`; the first is written last.
 FORMATS = {
@@ -129,12 +129,12 @@ class PredictionWriter(PhotographWriter):
             overlay = self._overlay(photograph, probability)
         mask = np.empty(size, dtype=np.uint8)
         chances = overlap = unsure = 0.0
-        for columns, values in restored_columns(probability, size, self.letterbox):
+        for rows, values in restored_rows(probability, size, self.letterbox):
             strip = values > self.threshold
-            mask[:, columns] = strip
+            mask[rows] = strip
             chances += float(values.sum(dtype=np.float64))
             overlap += float(values.sum(dtype=np.float64, where=strip))
-        for _, values in restored_columns(uncertainty, size, self.letterbox):
+        for _, values in restored_rows(uncertainty, size, self.letterbox):
             unsure += float(values.sum(dtype=np.float64))
         pixels = int(np.count_nonzero(mask))
         total = chances + pixels
@@ -185,27 +185,27 @@ class PredictionWriter(PhotographWriter):
         return round(float(values[near].mean()), 6)
 
 
-def restored_columns(
+def restored_rows(
     values: Tensor, size: tuple[int, int], letterbox: bool
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield a square map `(1, S, S)` at an image's own size in strips of columns.
+    """Yield a square map `(1, S, S)` at an image's own size in strips of rows.
 
-    Together they are `restore(values, size, letterbox)` bit for bit, whose rows are resized before
-    its columns; only a strip is held at a time.
+    Together they are `restore(values, size, letterbox)`, but only a strip is held at a time.
 
     Yields:
-        The columns, and float32 `(H, columns)`.
+        The rows, and float32 `(rows, W)`.
     """
-    box = fitted(size, values.shape[-1], letterbox)
     height, width = size
-    settings = {"mode": "bilinear", "antialias": True}
-    wide = values[None, :, box.rows, box.columns].float()
-    wide = F.interpolate(wide, (box.height, width), **settings)
-    count = max(1, STRIP_PIXELS // height)
-    for left in range(0, width, count):
-        columns = slice(left, min(left + count, width))
-        strip = wide[..., columns]
-        yield columns, F.interpolate(strip, (height, strip.shape[-1]), **settings)[0, 0].numpy()
+    side = values.shape[-1]
+    down, across = map(torch.from_numpy, restoring_weights(size, side, letterbox))
+    box = fitted(size, side, letterbox)
+    square = values[0].float()
+    inside = square[box.rows, box.columns]
+    count = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        strip = down[rows] @ square @ across.T
+        yield rows, strip.clamp(inside.min(), inside.max()).numpy()
 
 
 def _count_components(mask: np.ndarray) -> int:
@@ -231,6 +231,6 @@ def _band(mask: np.ndarray, width: float) -> np.ndarray:
 def _grey(values: Tensor, size: tuple[int, int], letterbox: bool) -> np.ndarray:
     """Return a map at an image's own size as a grey picture, 1 as white."""
     picture = np.empty(size, dtype=np.uint8)
-    for columns, strip in restored_columns(values, size, letterbox):
-        picture[:, columns] = (strip.clip(0, 1) * 255).round()
+    for rows, strip in restored_rows(values, size, letterbox):
+        picture[rows] = (strip.clip(0, 1) * 255).round()
     return picture
