@@ -37,6 +37,8 @@ from datamodules.transforms import ANTIALIAS, MASK_RESIZE, NORMALIZATIONS
 __all__: list[str] = []
 
 SECONDS_AFTER_SIGTERM = 15
+# The split of every dataset that only tests.
+ALL = "all"
 
 
 class CachedDataModule(L.LightningDataModule):
@@ -54,6 +56,7 @@ class CachedDataModule(L.LightningDataModule):
         split: `reference` deals the samples out in sorted order in the reference's proportions,
             `random` in an order drawn from `split_seed`; `official` takes the publisher's folders,
             `lesion_grouped` keeps images of a lesion together. A dataset offers some of these.
+            With `all`, every image is in the test part and none is left to train on.
         split_file: a CSV with the columns `id` and `split` in place of `split`.
         split_seed: of splits that are random, apart from `seed`, so that runs of other seeds, such
             as a student's teacher, have the same test images.
@@ -129,7 +132,7 @@ class CachedDataModule(L.LightningDataModule):
                     f"datamodule.{key}={value} must be a whole number, at least {least}."
                 )
         split = split or self.splits[0]
-        check_choice("datamodule.split", split, self.splits)
+        check_choice("datamodule.split", split, (*self.splits, ALL))
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
         check_choice("datamodule.antialias", antialias, ANTIALIAS)
         check_choice("datamodule.exif", exif, (None, *EXIF))
@@ -219,6 +222,8 @@ class CachedDataModule(L.LightningDataModule):
         groups = [sample.group for sample in samples]
         if self.split_file is not None:
             parts = read_split(Path(self.split_file), ids)
+        elif self.split == ALL:
+            parts = ["test"] * len(ids)
         elif self.split == "official":
             given = [sample.part for sample in samples]
             parts = official_split(given, groups, self.reference_split, self.split_seed)
@@ -337,15 +342,31 @@ class CachedDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._loader("test")
 
-    def check_processes(self, count: int) -> None:
+    def check_trainable(self) -> None:
+        """Refuse a split that leaves nothing to train on.
+
+        Raises:
+            UserError: `split` is `all`.
+        """
+        if self.split == ALL and self.split_file is None:
+            raise UserError(
+                f"datamodule.split={ALL} leaves no image to train on, it is for task=test; choose "
+                f"one of {', '.join(self.splits)}."
+            )
+
+    def check_processes(self, count: int, parts: Sequence[str] = ("val", "test")) -> None:
         """Refuse a part with fewer images than processes, of which one would wait for ever.
 
         Training repeats images instead.
 
+        Args:
+            count: of processes.
+            parts: that are evaluated.
+
         Raises:
-            UserError: validation or test has too few images.
+            UserError: one of the parts has too few images.
         """
-        for part in ("val", "test"):
+        for part in parts:
             if len(self.datasets[part]) < count:
                 raise UserError(
                     f"The {part} part has {len(self.datasets[part])} image(s) for {count} "

@@ -141,7 +141,8 @@ def official_split(
         if part not in parts:
             raise UserError(
                 f"datamodule.split=official needs the published {part} part, of which no image is "
-                "there; add its folder or choose another split."
+                "there; add its folder or choose another split, to test a checkpoint on all images "
+                "datamodule.split=all."
             )
     if "val" not in parts:
         train = [index for index, part in enumerate(parts) if part == "train"]

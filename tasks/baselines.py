@@ -47,22 +47,29 @@ def trivial_baselines(train_masks: np.ndarray, test: Dataset) -> dict[str, float
     """Return the mean Dice over the test images of Otsu's threshold and the best constant mask.
 
     Args:
-        train_masks: {0, 1} `(N, S, S)`, on which the constant mask is chosen.
+        train_masks: {0, 1} `(N, S, S)`, on which the constant mask is chosen; without any, there
+            is none.
         test: yields items with `image` and `mask`.
     """
     items = [test[0, index] for index in track(range(len(test)), "Trivial baselines")]
     truth = np.stack([item["mask"][0].numpy() for item in items])
     otsu = np.stack([otsu_mask(item["image"].numpy()) for item in items])
-    constant = np.broadcast_to(best_constant_mask(train_masks), truth.shape)
-    return {"otsu": _mean_dice(otsu, truth), "constant": _mean_dice(constant, truth)}
+    scores = {"otsu": _mean_dice(otsu, truth)}
+    if len(train_masks):
+        constant = np.broadcast_to(best_constant_mask(train_masks), truth.shape)
+        scores["constant"] = _mean_dice(constant, truth)
+    return scores
 
 
 def majority_baseline(train_labels: np.ndarray, test_labels: np.ndarray) -> dict[str, float]:
     """Return the balanced accuracy of the most frequent class of the training for every image.
 
     Args:
-        train_labels, test_labels: classes as numbers, `(N,)` each.
+        train_labels, test_labels: classes as numbers, `(N,)` each; without labels of the training
+            there is no such score.
     """
+    if not len(train_labels):
+        return {}
     majority = np.bincount(train_labels).argmax()
     present = np.unique(test_labels)
     return {"majority": float((present == majority).mean()) if len(present) else 0.0}

@@ -96,10 +96,16 @@ def network_from_checkpoint(
         checkpoint, path, weights, key: as in `load_weights`.
 
     Raises:
-        UserError: as `load_weights`.
+        UserError: as `load_weights`; or some of the weights are not finite.
     """
     network = build_network(checkpoint["config"]["network"])
     load_weights(network, checkpoint, path, weights, key, prefix="network.")
+    bad = [name for name, values in network.state_dict().items() if not values.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{key}={path} has weights that are not finite, in {len(bad)} tensor(s), first "
+            f"{bad[0]}: its training has diverged. Give another checkpoint."
+        )
     return network
 
 

@@ -1,18 +1,20 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
 from common.runs import dataset_label, run_label
+from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 
 __all__ = [
     "TRAINED_FOR",
+    "check_image_settings",
     "checkpoint_config",
     "choices",
     "get_value",
@@ -120,6 +122,25 @@ def _keep_classes(data: dict[str, Any], trained: dict[str, Any], given: Sequence
     moved = {"datamodule", "datamodule.root", "datamodule.table"} & set(given)
     if moved and "datamodule.skip_other_classes" not in given:
         data["skip_other_classes"] = False
+
+
+def check_image_settings(data: Mapping[str, Any]) -> None:
+    """Refuse what no network can be given, of the values in `TRAINED_FOR`.
+
+    Args:
+        data: the group `datamodule`.
+
+    Raises:
+        UserError: one is outside its range.
+    """
+    size = data["image_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"datamodule.image_size={size} must be a whole number, at least 1.")
+    check_choice("datamodule.normalization", data["normalization"], NORMALIZATIONS)
+    # Of equal values, such as 1 and true, only one is meant.
+    for key, choices in (("antialias", ANTIALIAS), ("letterbox", (True, False))):
+        value = data.get(key, choices[0])
+        check_choice(f"datamodule.{key}", str(value) if type(value) is int else value, choices)
 
 
 def split_override(override: str) -> tuple[str, str]:

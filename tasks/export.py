@@ -24,9 +24,10 @@ from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.metrics import dice_score, overlap_counts
 from tasks.build import build_datamodule, build_module, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
-from tasks.configuration import checkpoint_config
+from tasks.configuration import check_image_settings, checkpoint_config
 from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import METADATA_KEY, OnnxModule
+from tasks.test import check_data
 
 __all__ = ["CONVERSIONS", "MOST_STEPS", "Portable", "make_portable", "run", "write_verified"]
 
@@ -158,14 +159,20 @@ def run(config: dict[str, Any]) -> None:
     """
     if not config["checkpoint"]:
         raise UserError("task=export needs checkpoint=<file>, such as .../checkpoints/best.ckpt.")
+    output = Path(config["output"])
+    if output.suffix != ".onnx" or output.is_dir():
+        raise UserError(
+            f"output={output} must be a file that ends in .onnx, such as model.onnx; the program "
+            "of torch.export is written beside it, with .pt2."
+        )
     check_choice("smaller", config["smaller"], (None, *CONVERSIONS))
     checkpoint = load_checkpoint(config["checkpoint"])
     config = checkpoint_config(config, checkpoint["config"])
+    check_image_settings(config["datamodule"])
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
     refuse_metadata(network, config["checkpoint"])
-    test_set = _test_set(config) if config["smaller"] else None
+    test_set = _test_set(config, network) if config["smaller"] else None
     portable, metadata = make_portable(config, network)
-    output = Path(config["output"])
     write_verified(portable, metadata, output, config["tolerance"])
     draws = f"draws of noise a mask: {portable.draws}"
     _say(output, draws if config["sampler"] else "one pass, no noise")
@@ -240,7 +247,7 @@ def write_verified(
         tolerance: largest difference of an output.
 
     Raises:
-        UserError: there is a larger one; then nothing is written.
+        UserError: there is a larger one, or an output is not finite; then nothing is written.
     """
     size, draws = metadata["image_size"], metadata["draws"]
     generator = torch.Generator().manual_seed(0)
@@ -251,6 +258,11 @@ def write_verified(
     batch = torch.export.Dim("batch", min=1, max=1024)
     with torch.no_grad():
         expected = portable(*arguments)
+        if not all(values.isfinite().all() for values in expected):
+            raise UserError(
+                "What the network computes for random images is not finite, so nothing was "
+                "written; export another checkpoint."
+            )
         program = torch.export.export(
             portable, arguments, dynamic_shapes=tuple({0: batch} for _ in arguments)
         )
@@ -308,12 +320,13 @@ def _program(path: Path) -> Call:
 
 @torch.no_grad()
 def _difference(call: Call, arguments: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    apart = 0.0
+    apart = [torch.zeros(())]
     for count in (len(arguments[0]), 1):
         outputs = call(*(values[:count] for values in arguments))
         for got, wanted in zip(outputs, expected, strict=True):
-            apart = max(apart, float((got - wanted[:count]).abs().max()))
-    return apart
+            apart.append((got - wanted[:count]).abs().max())
+    # Unlike Python's, this maximum is not a number where one of the differences is not.
+    return float(torch.stack(apart).max())
 
 
 def _to_fp16(source: Path, output: Path) -> None:
@@ -354,11 +367,13 @@ def _to_int8(source: Path, output: Path) -> None:
 CONVERSIONS: dict[str, Callable[[Path, Path], None]] = {"fp16": _to_fp16, "int8": _to_int8}
 
 
-def _test_set(config: Config) -> Dataset:
+def _test_set(config: Config, network: nn.Module) -> Dataset:
     """Return evenly spaced test images of the data of a config, from 0 to 255."""
     datamodule = build_datamodule({**config["datamodule"], "limit_test": config["images"]})
+    check_data(config, network, datamodule)
     datamodule.prepare_data()
     datamodule.setup()
+    check_data(config, network, datamodule)
     datamodule.check_testable()
     images = datamodule.datasets["test"]
     # The exported model normalises by itself.
@@ -374,6 +389,11 @@ def _mean_score(path: Path, images: Dataset) -> float:
         sample = images[(0, index)]
         batch = {"image": sample["image"][None], "id": [sample["id"]]}
         probability = module.predict(batch)["probability"]
+        if not probability.isfinite().all():
+            raise UserError(
+                f"What {path.name} computes for the test image {sample['id']} is not finite; "
+                "leave out smaller, or choose another."
+            )
         if module.classes:
             scores.append((probability.argmax(1) == sample["label"]).float())
             continue

@@ -64,6 +64,7 @@ def run(config: dict[str, Any]) -> None:
     check_batch(config)
     check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
+    datamodule.check_trainable()
     teacher, description, searched = None, None, False
     if takes_teacher(config):
         searched = not config["teacher"]["checkpoint"]

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import nn
 
 from common.errors import UserError
+from datamodules.classification import ClassificationDataModule
 from tasks.baselines import majority_baseline, trivial_baselines
 from tasks.build import build_datamodule, build_module, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights, network_from_checkpoint
-from tasks.configuration import checkpoint_config
+from tasks.configuration import check_image_settings, checkpoint_config
 from tasks.inference import accelerate
 from tasks.records import RunRecord
 from tasks.screen import print_results, print_start
@@ -23,7 +25,7 @@ from tasks.statistics import (
 )
 from tasks.training import build_trainer, shown
 
-__all__ = ["chosen_resolution", "evaluate", "run"]
+__all__ = ["check_data", "chosen_resolution", "evaluate", "run"]
 
 
 def run(config: dict[str, Any]) -> None:
@@ -40,16 +42,19 @@ def run(config: dict[str, Any]) -> None:
     checkpoint = load_checkpoint(config["checkpoint"])
     trained = checkpoint["config"]
     config = checkpoint_config(config, trained)
+    check_image_settings(config["datamodule"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
     network = network_from_checkpoint(checkpoint, config["checkpoint"], "ema", "checkpoint")
     datamodule = build_datamodule(config["datamodule"])
+    check_data(config, network, datamodule)
     # A method that learns from a teacher does not need it any more.
     module = build_module(config, network, teacher=None)
     trainer = build_trainer(config)
     datamodule.prepare_data()
     datamodule.setup()
+    check_data(config, network, datamodule)
     datamodule.check_testable()
-    datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
+    datamodule.check_processes(trainer.num_devices * trainer.num_nodes, ["test"])
 
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     record.results |= {"checkpoint": str(config["checkpoint"]), "trained_as": trained["run_name"]}
@@ -59,6 +64,49 @@ def run(config: dict[str, Any]) -> None:
         record.add(**evaluate(trainer, module, datamodule, Path(config["checkpoint"]), config))
     if trainer.is_global_zero:
         print_results(record.results, record.folder)
+
+
+def check_data(
+    config: dict[str, Any], network: nn.Module, datamodule: L.LightningDataModule
+) -> None:
+    """Refuse data that a trained network cannot be tested on.
+
+    Args:
+        config: of the test, with the checkpoint's method.
+        network: of the checkpoint.
+        datamodule: of the test, set up or not yet.
+
+    Raises:
+        UserError: it has diagnoses where the network makes masks, or masks where that names
+            diagnoses, or other classes, or too little metadata.
+    """
+    name, checkpoint = config["datamodule"]["name"], config["checkpoint"]
+    diagnoses = isinstance(datamodule, ClassificationDataModule)
+    if diagnoses != (method_kind(config) == "classification"):
+        has, makes, other = (
+            ("diagnoses", "masks", "isic2018") if diagnoses else ("masks", "diagnoses", "isic2019")
+        )
+        raise UserError(
+            f"datamodule.name={name} has {has}, and checkpoint={checkpoint} makes {makes}; choose "
+            f"other data, such as datamodule={other}."
+        )
+    if not diagnoses:
+        return
+    theirs, ours = config["lightning_module"]["classes"], list(datamodule.classes)
+    # Classes that only the files tell are known once they are read.
+    if ours and ours != list(theirs):
+        raise UserError(
+            f"datamodule.name={name} has the classes {', '.join(ours)}, and "
+            f"checkpoint={checkpoint} names {', '.join(theirs)}; test it on data of its own "
+            "classes."
+        )
+    needed = getattr(network, "metadata_inputs", 0)
+    if needed and len(datamodule.metadata_columns) != needed:
+        raise UserError(
+            f"checkpoint={checkpoint} needs {needed} numbers of metadata for each image, and "
+            f"datamodule.name={name} gives {len(datamodule.metadata_columns)}; choose data that "
+            "has them, with datamodule.metadata=true."
+        )
 
 
 def evaluate(

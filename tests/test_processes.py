@@ -205,6 +205,48 @@ def test_predicting_on_several_processes_is_predicting_on_one(tmp_path):
         assert np.abs(apart).mean() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("devices", "signum"), [(1, signal.SIGTERM), (1, signal.SIGKILL), (2, signal.SIGKILL)]
+)
+def test_a_prediction_that_was_stopped_goes_on(tmp_path, straight, devices, signum):
+    trained = straight("trainer.devices=1", "trainer.max_epochs=1")
+    for index in range(30):
+        image, _ = synthesise_lesion(0, index)
+        path = tmp_path / "photos" / f"p{index % 2}" / f"photo_{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    tables = []
+    for name, stopped in (("whole", False), ("stopped", True)):
+        overrides = (
+            *("task=predict", f"trainer.devices={devices}", "trainer.accelerator=cpu"),
+            *(f"checkpoint={trained}/checkpoints/best.ckpt", f"input={tmp_path}/photos"),
+            *(f"output={tmp_path}/{name}", "skip_existing=true", "sampler.num_steps=2"),
+        )
+        table = tmp_path / name / "predictions.csv"
+        process, log, _ = start(tmp_path, name, *overrides, settings=())
+        if stopped:
+            deadline = time.monotonic() + 120
+            while not table.is_file() or len(table.read_text().splitlines()) < 6:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            os.killpg(process.pid, signum)
+            assert process.wait(timeout=60) == (
+                -signum if signum == signal.SIGKILL else 128 + signum
+            )
+            rows = list(csv.DictReader(table.read_text().splitlines()))
+            assert 5 <= len(rows) < 30
+            for row in rows[:-1]:
+                assert (tmp_path / name / f"{row['name']}_mask.png").is_file()
+            process, log, _ = start(tmp_path, name, *overrides, settings=())
+        assert process.wait(timeout=300) == 0, log.read_text()
+        with table.open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert len(tables[0]) == 30
+    assert tables[1] == tables[0]
+    assert len(list((tmp_path / "stopped").rglob("*.*"))) == 30 * 4 + 1
+
+
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes_cleanly(tmp_path, straight, devices, signum):

@@ -4,6 +4,7 @@ import errno
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from common.errors import UserError
 from common.files import (
+    append_line,
     atomic_folder,
     atomic_path,
     exclusive,
@@ -146,3 +148,19 @@ def test_too_little_room_is_refused(tmp_path):
     refuse_full(tmp_path / "new", 1000)
     with pytest.raises(UserError, match=r"GB free.*need 1000000000\.0 GB"):
         refuse_full(tmp_path, 1e18)
+
+
+def test_lines_of_several_writers_stay_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: append_line(path, f"{n},ä"), range(50)))
+    assert sorted(path.read_text().splitlines()) == sorted(f"{n},ä" for n in range(50))
+    # A writer was killed.
+    with path.open("ab") as file:
+        file.write(b"50,half")
+    append_line(path, "51,whole")
+    lines = path.read_text().splitlines()
+    assert (len(lines), lines[-1]) == (51, "51,whole")
+    path.write_bytes(b"half")
+    append_line(path, "1")
+    assert path.read_bytes() == b"1\n"

@@ -212,9 +212,36 @@ def test_a_model_that_differs_is_not_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.pt2"]
 
 
+class Diverged(torch.nn.Module):
+    outputs = ("probability",)
+
+    def forward(self, image):
+        return (image.mean(1) / 0,)
+
+
+def test_what_is_not_finite_is_not_written(tmp_path):
+    metadata = {"image_size": 8, "draws": 0}
+    with pytest.raises(UserError, match="is not finite"):
+        export.write_verified(Diverged(), metadata, tmp_path / "model.onnx", tolerance=1e9)
+    assert list(tmp_path.iterdir()) == []
+    image = torch.ones(2, 3, 8, 8)
+    difference = export._difference(Diverged(), (image,), [torch.zeros(2, 8, 8)])
+    assert not difference <= 1e9
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model", "model.pt", "folder.onnx"])
+def test_only_onnx_files_are_written(exported, make_config, tmp_path, name):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UserError, match=r"must be a file that ends in .onnx"):
+        exported(f"output={tmp_path / name}", "smaller=fp16")
+    assert sorted(path.name for path in tmp_path.glob("*model*")) == []
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["datamodule.normalization=foo"], "normalization=foo does not exist; .*imagenet"),
+        (["datamodule.image_size=0"], "image_size=0 must be a whole number"),
         (["sampler.num_steps=21"], "num_steps=21 would be unrolled .*at most 20"),
         (["smaller=int4"], "smaller=int4 does not exist; choose one of null, fp16, int8"),
     ],

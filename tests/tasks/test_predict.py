@@ -1,6 +1,8 @@
 """Photographs of every kind become masks of their own size; what cannot be read is reported."""
 
 import csv
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -10,11 +12,14 @@ from PIL import Image
 
 from common.errors import UserError
 from common.geometry import restore
+from datamodules import large
 from datamodules.decoding import read_image
 from datamodules.synthetic import synthesise_lesion
 from datamodules.transforms import normalise, resize_image
 from lightning_modules import DiffusionSegmentation
+from lightning_modules.metrics import expected_dice
 from tasks import predict as predict_task
+from tasks import prediction_writer
 from tasks.build import build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 
@@ -260,6 +265,14 @@ def test_a_letterboxed_network_gets_its_proportions(photos, make_checkpoint, pre
     [
         (["threshold=1.5"], "photos", "threshold=1.5"),
         (["output_format=jpeg"], "photos", "output_format=jpeg does not exist; .*mediqa_tiff"),
+        (["max_megapixels=0"], "photos", "max_megapixels=0"),
+        (["batch_size=0"], "photos", "batch_size=0"),
+        (["datamodule.normalization=foo"], "photos", "normalization=foo .*minmax, reference"),
+        (["datamodule.antialias=maybe"], "photos", "antialias=maybe .*pillow"),
+        (["datamodule.letterbox=5"], "photos", "letterbox=5 does not exist"),
+        (["datamodule.image_size=0"], "photos", "image_size=0 must be"),
+        (["datamodule.batch_size=4"], "photos", "no effect on task=predict.*use batch_size"),
+        (["datamodule=isic2018"], "photos", "datamodule has no effect on task=predict"),
         ([], "nowhere", "is no file or folder and matches no file"),
         ([], "void", "has no images"),
         (["network=dermosegdiff_tiny", "network.kwargs.dim_x=16"], "photos", "cannot change"),
@@ -292,3 +305,179 @@ def test_boundary_uncertainty_is_that_of_the_band():
     assert [bool(band[50, column]) for column in (26, 27, 30, 32, 33)] == [0, 1, 1, 1, 0]
     assert not _band(np.zeros_like(mask), 3.0).any()
     assert band.sum() == pytest.approx(4 * 40 * 6, rel=0.1)
+
+
+def test_strips_are_what_is_restored_at_once(monkeypatch):
+    monkeypatch.setattr(prediction_writer, "STRIP_PIXELS", 700)
+    values = torch.rand(1, 16, 16)
+    for size, letterbox in (((33, 70), False), ((70, 33), True), ((5, 9), False), ((900, 1), True)):
+        whole = restore(values, size, letterbox)[0]
+        found = np.empty(size, np.float32)
+        for rows, strip in prediction_writer.restored_rows(values, size, letterbox):
+            assert strip.size <= 700
+            found[rows] = strip
+        assert np.abs(found - whole.numpy()).max() < 1e-6
+
+
+def test_components_are_counted_by_their_outlines():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.05, 0.3, 0.6, 0.95, 1):
+        mask = (rng.random((60, 50)) < share).astype(np.uint8)
+        labels = cv2.connectedComponents(mask, connectivity=8)[0] - 1
+        assert prediction_writer._count_components(mask) == labels
+
+
+def test_scores_of_a_row_are_those_of_the_whole_map(photos, predict, tmp_path, monkeypatch):
+    kept = {}
+
+    def keep(row, photograph, probability, uncertainty):
+        kept[row["name"]] = (probability, photograph.size)
+
+    original = prediction_writer.PredictionWriter._write
+    monkeypatch.setattr(
+        prediction_writer.PredictionWriter,
+        "_write",
+        lambda self, *given: (keep(*given), original(self, *given))[1],
+    )
+    monkeypatch.setattr(prediction_writer, "STRIP_PIXELS", 1000)
+    rows = predict("threshold=0.4")
+    for name, (probability, size) in kept.items():
+        whole = restore(probability, size)
+        dice = float(expected_dice(whole[None], 0.4))
+        assert float(rows[name]["expected_dice"]) == pytest.approx(dice, abs=2e-6)
+        assert int(rows[name]["lesion_pixels"]) == (whole > 0.4).sum()
+
+
+def test_large_photographs_are_predicted_as_small_ones(photos, predict, tmp_path, monkeypatch):
+    (photos / "photo_2.jpg").unlink()
+    small = predict("datamodule.image_size=16", output="small")
+    for module in (large, prediction_writer):
+        monkeypatch.setattr(module, "WHOLE_PIXELS", 4000)
+    rows = predict("datamodule.image_size=16", output="reduced")
+    assert "48x36 px" in rows["photo_0"]["remark"]
+    assert picture(tmp_path / "reduced" / "photo_0_overlay.jpg").shape == (36, 48, 3)
+    assert picture(tmp_path / "reduced" / "photo_0_mask.png").shape == (144, 192)
+    one, other = (
+        picture(tmp_path / name / "photo_0_probability.png").astype(float)
+        for name in ("small", "reduced")
+    )
+    assert np.abs(one - other).mean() / 255 < 0.02
+    assert small["photo_0"]["remark"] == ""
+    with pytest.raises(UserError, match="1 of 3 photographs"):
+        predict("max_megapixels=0.024", output="limited")
+    assert "max_megapixels" in rows_in(tmp_path / "limited")["photo_0"]["error"]
+
+
+def test_folders_are_mirrored(photos, predict, tmp_path):
+    for folder, name in (("p1", "photo_0"), ("p2", "photo_1")):
+        (photos / folder).mkdir()
+        shutil.move(photos / f"{name}.jpg", photos / folder / "IMG_0001.jpg")
+    rows = predict(output="photos/masks")
+    assert list(rows) == ["p1/IMG_0001", "p2/IMG_0001", "photo_2", "photo_3"]
+    masks = photos / "masks"
+    sizes = [picture(masks / p / "IMG_0001_mask.png").shape for p in ("p1", "p2")]
+    assert sizes == [(144, 192), (120, 90)]
+    assert list(predict(output="photos/masks")) == list(rows), "masks are no photographs"
+
+
+def test_what_is_no_photograph_is_named_and_the_rest_is_done(photos, predict, tmp_path, capsys):
+    (photos / "gone.jpg").symlink_to("/nowhere/x.jpg")
+    os.mkfifo(photos / "pipe.jpg")
+    odd = (b"caf\xe9.jpg", b"=cmd|calc.jpg", b"a\x1b[31mb\n.jpg")
+    for name in odd:
+        shutil.copy(photos / "photo_2.jpg", os.path.join(os.fsencode(photos), name))
+    with pytest.raises(UserError, match="2 of 9 photographs"):
+        predict()
+    table = (tmp_path / "masks" / "predictions.csv").read_bytes()
+    assert b"\x1b" not in table
+    assert len(table.decode().splitlines()) == 10
+    rows = rows_in(tmp_path / "masks")
+    assert {name for name, row in rows.items() if row["error"]} == {"gone", "pipe"}
+    assert {"caf\\xe9", "'=cmd|calc", "a\\x1b[31mb\\x0a"} < set(rows)
+    for name in odd:
+        mask = os.path.join(os.fsencode(tmp_path / "masks"), name[:-4] + b"_mask.png")
+        assert os.path.isfile(mask)
+    assert "\x1b[31mb" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="2 of 2 photographs"):
+        predict("skip_existing=true")
+    assert list(rows_in(tmp_path / "masks")) == sorted(rows)
+
+
+def test_transparent_photographs_have_a_remark(photos, predict, tmp_path):
+    colours = np.dstack([picture(photos / "photo_2.jpg"), np.full((64, 64), 255, np.uint8)])
+    colours[:20, :, 3] = 0
+    Image.fromarray(colours).save(photos / "cut.png")
+    colours[:20, :, :3] = 255
+    (photos / "white").mkdir()
+    Image.fromarray(colours[..., :3]).save(photos / "white" / "cut.png")
+    rows = predict()
+    assert "white" in rows["cut"]["remark"]
+    assert rows["white/cut"]["remark"] == rows["photo_2"]["remark"] == ""
+    assert rows["cut"]["lesion_pixels"] == rows["white/cut"]["lesion_pixels"]
+
+
+def without_seconds(folder):
+    return {name: row | {"seconds": ""} for name, row in rows_in(folder).items()}
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_goes_on(photos, predict, tmp_path, monkeypatch):
+    predict(output="straight")
+    written = []
+    original = prediction_writer.PredictionWriter.record
+
+    def stop(writer, row):
+        if len(written) == 2:
+            raise StopError
+        written.append(row["name"])
+        original(writer, row)
+
+    monkeypatch.setattr(prediction_writer.PredictionWriter, "record", stop)
+    with pytest.raises(StopError):
+        predict()
+    monkeypatch.undo()
+    table = tmp_path / "masks" / "predictions.csv"
+    assert sorted(rows_in(tmp_path / "masks")) == sorted(written)
+    # As a process leaves it that is killed while it writes.
+    with table.open("ab") as file:
+        file.write(b"photo,photo_3,1,2")
+    (tmp_path / "masks" / ".photo_3_mask.png.abcdefgh.part").touch()
+    done = tmp_path / "masks" / f"{written[0]}_mask.png"
+    before = done.stat().st_mtime_ns
+    predict("skip_existing=true")
+    assert done.stat().st_mtime_ns == before
+    assert without_seconds(tmp_path / "masks") == without_seconds(tmp_path / "straight")
+    assert list(rows_in(tmp_path / "masks")) == [f"photo_{i}" for i in range(4)]
+    assert not [p.name for p in (tmp_path / "masks").iterdir() if p.name.startswith(".")]
+    # Nothing is left, and the table of a run that was killed before it sorted it is sorted.
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    predict("skip_existing=true")
+    assert table.read_text().splitlines() == lines
+
+
+def test_rows_of_other_settings_or_photographs_are_not_done(photos, predict, tmp_path):
+    predict()
+    first = without_seconds(tmp_path / "masks")
+    predict("skip_existing=true", "threshold=0.9")
+    high = without_seconds(tmp_path / "masks")
+    assert all(first[name]["settings"] != high[name]["settings"] for name in first)
+    predict("threshold=0.9", output="high")
+    assert high == without_seconds(tmp_path / "high")
+    # Another photograph of the same name.
+    (photos / "more").mkdir()
+    Image.new("RGB", (50, 40), (200, 150, 130)).save(photos / "more" / "photo_1.png")
+    predict("skip_existing=true", "threshold=0.9", source=photos / "more")
+    rows = rows_in(tmp_path / "masks")
+    assert (rows["photo_1"]["width"], rows["photo_0"]["width"]) == ("50", "192")
+
+
+def test_tables_of_other_kinds_are_kept(photos, predict, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "predictions.csv").write_text("id,label\na,nv\n")
+    with pytest.raises(UserError, match=r"masks/predictions.csv has other columns"):
+        predict()
+    assert (tmp_path / "masks" / "predictions.csv").read_text() == "id,label\na,nv\n"
