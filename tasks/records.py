@@ -63,6 +63,8 @@ class RunRecord:
                 "name": data["name"],
                 "image_size": data["image_size"],
                 "split_sha": datamodule.split_sha,
+                "folds": data.get("folds"),
+                "fold": data.get("fold"),
                 **counts,
             },
             "objective": config["lightning_module"].get("objective"),
