@@ -105,8 +105,11 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **settings: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         jobs = read_jobs(folder)
-        write_tables(folder, jobs)
-        print_table(folder, jobs)
+        try:
+            write_tables(folder, jobs)
+            print_table(folder, jobs)
+        except UserError as error:
+            exit_with(str(error))
         failed = sum(job["status"] != "finished" for job in jobs)
         if failed:
             exit_with(

@@ -178,9 +178,7 @@ def test_a_lesion_in_two_parts_is_refused():
 
 def folds_of(ids, groups, labels, folds, seed=0, reference=REFERENCE):
     """Return the parts of every fold, an array `(folds, N)`."""
-    split = [
-        fold_split(ids, groups, labels, folds, fold, reference, seed) for fold in range(folds)
-    ]
+    split = [fold_split(ids, groups, labels, folds, fold, reference, seed) for fold in range(folds)]
     return np.array(split)
 
 
