@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from common.text import printable
+
 __all__ = ["STOPS", "WARNINGS", "Interrupted", "UserError", "check_choice", "exit_with"]
 
 # What SLURM and submitit send before the time is up or a job must make room.
@@ -54,10 +56,10 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
     """Print why the program ends, as an error where the user can mend it, and end it.
 
     Args:
-        message: printed on one line.
+        message: printed on one line, without control characters.
         code: exit code; 2 is that of a user's mistake.
     """
-    text = " ".join(message.split())
+    text = printable(" ".join(message.split()))
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"error: {text}" if code == 2 else text, style="red", markup=False
     )

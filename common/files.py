@@ -13,9 +13,12 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 
 __all__ = [
+    "append_line",
     "atomic_folder",
     "atomic_path",
     "exclusive",
+    "lock_path",
+    "locked",
     "refuse_full",
     "refuse_read_only",
     "remove_leftovers",
@@ -68,6 +71,46 @@ def write_text_atomic(path: Path, text: str) -> None:
     """Write a UTF-8 text file under a temporary name, then rename it."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread changes a file under its lock, then hold the lock."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path(path))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_path(path: Path) -> Path:
+    """Return the hidden file that is locked while a file changes."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a UTF-8 file to which several processes write.
+
+    The end of a line that a killed process has begun is removed first.
+
+    Args:
+        path: the file, which may be missing.
+        line: without line breaks.
+
+    Raises:
+        UserError: the disk is full, or the file cannot be written.
+    """
+    with locked(path), _explained(path), path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(f"{line}\n".encode())
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from datamodules.decoding import read_image, read_mask
 from datamodules.problems import BadFileError, Problem
-from datamodules.transforms import read_image, read_mask
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -1,8 +1,9 @@
 """Photographs to predict on: any files, without masks or labels."""
 
 import glob
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +14,143 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
-from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS, visible_files
+from common.text import printable
+from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS
+from datamodules.large import Photograph, read_photograph
 from datamodules.loading import EpochSampler
 from datamodules.problems import BadFileError
-from datamodules.transforms import normalise, read_image, resize_image
+from datamodules.transforms import normalise
 
 # Not listed for `datamodule=`: the predict task makes it from `input`.
 __all__: list[str] = []
 
 # Taken from a folder; a file that is named outright may be called anything.
 SUFFIXES = (*IMAGE_SUFFIXES, ".webp", ".gif", ".jfif", ".jp2", ".ppm")
+# What a prediction leaves behind in its folder, and how that begins.
+TABLE = "predictions.csv"
+TABLE_START = b"file,name,height,width,"
 
 
-def find_photographs(source: str | Path) -> list[Path]:
-    """Return the files that a path means: itself, the images of a folder, or what a glob matches.
+def find_photographs(source: str | Path, output: Path) -> tuple[list[Path], list[str]]:
+    """Return the files that a path means, and a name for what becomes of each.
+
+    A path means itself, the images of a folder and of those within, or what a pattern matches, in
+    which `**` stands for any folders. A name is the file's path within the folder, or within the
+    fixed part of the pattern, without suffix, such as `patient_1/IMG_0001`; with the suffix, where
+    two files of a folder differ in nothing else. Hidden files, and folders that hold predictions,
+    are passed over, but not what cannot be read: the decoder names that.
+
+    Args:
+        source: a file, a folder or a pattern.
+        output: where predictions are written; it may lie in the folder.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, a folder cannot be read, or predictions would lie among the
+            photographs.
     """
     path = Path(source)
-    if path.is_file():
-        return [path]
     if path.is_dir():
-        files = [p for p in visible_files(path) if p.suffix.lower() in SUFFIXES and p.is_file()]
-        files = [p for p in files if not p.stem.lower().endswith(SUPERPIXELS)]
+        base, files = path, list(_walk(path))
         what = f"The folder {path} has no images"
+    elif os.path.lexists(path):
+        base, files = path.parent, [path]
+        what = ""
     else:
-        files = sorted(Path(name) for name in glob.glob(str(source), recursive=True))
-        files = [p for p in files if p.is_file()]
+        base, pattern = _fixed_part(path)
+        found = {base / name for name in glob.glob(pattern, root_dir=base, recursive=True)}
+        round_about = {folder for folder in {p.parent for p in found} if _goes_round(folder, base)}
+        files = [p for p in found if p.parent not in round_about and not p.is_dir()]
         what = f"input={source} is no file or folder and matches no file"
+    results = {folder for folder in {p.parent for p in files} if _predicted(folder, base)}
+    files = sorted(p for p in files if p.parent not in results)
     if not files:
         raise UserError(f"{what}; give a photograph, a folder of some, or a pattern in quotes.")
-    return files
+    names = output_names(files, base)
+    folders = {file.parent.resolve() for file in files}
+    written = {(output / name).parent.resolve() for name in names}
+    if folders & {*written, output.resolve()}:
+        raise UserError(f"output={output} holds photographs of the input; choose another folder.")
+    return files, names
 
 
-def output_names(files: Sequence[Path]) -> list[str]:
-    """Return a name for what becomes of each file: its stem, with the suffix where two share one.
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder and of those within, links included."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"The folder {error.filename} cannot be read ({error.strerror}); make it readable or "
+            "move it out of the input."
+        ) from error
+
+    for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = Path(name)
+        folders[:] = [
+            f for f in sorted(folders) if f[0] != "." and not _goes_round(here / f, folder)
+        ]
+        for file in sorted(files):
+            path = here / file
+            if (
+                file[0] != "."
+                and path.suffix.lower() in SUFFIXES
+                and not path.stem.lower().endswith(SUPERPIXELS)
+            ):
+                yield path
+
+
+def _fixed_part(pattern: Path) -> tuple[Path, str]:
+    """Divide a pattern into the folder that all its matches share, and the rest.
+
+    A folder that is there is meant itself, whatever characters its name has.
+    """
+    base, *rest = [*reversed(pattern.parents), pattern]
+    while len(rest) > 1 and rest[0].is_dir():
+        base = rest.pop(0)
+    return base, str(pattern.relative_to(base))
+
+
+def _goes_round(folder: Path, base: Path) -> bool:
+    """Tell whether a way from one folder down to another comes by the same one twice."""
+    way = [step.resolve() for step in (folder, *folder.parents) if step.is_relative_to(base)]
+    return len(set(way)) < len(way)
+
+
+def _predicted(folder: Path, base: Path) -> bool:
+    """Tell whether a folder below another, or one above it, holds what a prediction has written."""
+    while folder != base and folder.is_relative_to(base):
+        table = folder / TABLE
+        if table.is_file():
+            with table.open("rb") as file:
+                if file.read(len(TABLE_START)) == TABLE_START:
+                    return True
+        folder = folder.parent
+    return False
+
+
+def output_names(files: Sequence[Path], base: Path) -> list[str]:
+    """Return a name for what becomes of each file, relative to the folder that they share.
 
     Raises:
-        UserError: two files have the same name, in different folders.
+        UserError: two files would have one name.
     """
-    stems = Counter(path.stem.lower() for path in files)
-    names = [p.stem if stems[p.stem.lower()] == 1 else p.name.replace(".", "_") for p in files]
-    twice = [name for name, count in Counter(map(str.lower, names)).items() if count > 1]
+    inside = [path.relative_to(base) for path in files]
+    stems = Counter(_key(path.with_suffix("")) for path in inside)
+    names = [
+        path.with_suffix("").as_posix()
+        if stems[_key(path.with_suffix(""))] == 1
+        else path.with_name(path.name.replace(".", "_")).as_posix()
+        for path in inside
+    ]
+    twice = [name for name, count in Counter(map(_key, names)).items() if count > 1]
     if twice:
         raise UserError(
-            f"input has two files that would both be written as {twice[0]}; predict their folders "
-            "one by one."
+            f"input has two files that would both be written as {twice[0]}; rename one of them."
         )
     return names
+
+
+def _key(name: str | Path) -> str:
+    """Return what names have in common that some file systems, or a table, take for one."""
+    return printable(str(name)).lower()
 
 
 class PhotographDataset(Dataset):
@@ -72,6 +161,7 @@ class PhotographDataset(Dataset):
     Args:
         files, names: the photographs and their names.
         image_size, normalization, antialias, letterbox: as the network was trained with.
+        max_megapixels: as in `read_photograph`.
     """
 
     def __init__(
@@ -82,6 +172,7 @@ class PhotographDataset(Dataset):
         normalization: str = "minmax",
         antialias: bool | str = True,
         letterbox: bool = False,
+        max_megapixels: float = 200,
     ) -> None:
         self.files = list(files)
         self.names = list(names)
@@ -89,6 +180,7 @@ class PhotographDataset(Dataset):
         self.normalization = normalization
         self.antialias = antialias
         self.letterbox = letterbox
+        self.max_megapixels = max_megapixels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -97,24 +189,32 @@ class PhotographDataset(Dataset):
         path = self.files[key[1]]
         error = ""
         try:
-            image = read_image(path)
-        except BadFileError as bad:
-            image, error = np.zeros((1, 1, 3), dtype=np.uint8), str(bad)
-        square = resize_image(image, self.image_size, self.antialias, self.letterbox)
+            photo = read_photograph(path, self.image_size, self.max_megapixels)
+        except (BadFileError, OSError, MemoryError) as bad:
+            photo = Photograph(np.zeros((1, 1, 3), dtype=np.uint8), (1, 1))
+            error = str(bad) or f"The image {path} needs more memory than there is."
+        square = photo.squared(self.image_size, self.antialias, self.letterbox)
+        remarks = []
+        if photo.transparent:
+            remarks.append("transparent, taken as on white")
+        if photo.reduced:
+            height, width = photo.image.shape[:2]
+            remarks.append(f"decoded at {width}x{height} px")
         return {
             "image": normalise(square, self.normalization, train=False),
             # The noise of a photograph is the same in a test and here, whatever its folder.
             "id": path.stem,
-            "size": torch.tensor(image.shape[:2]),
+            "size": torch.tensor(photo.size),
             "name": self.names[key[1]],
             "file": str(path),
             "error": error,
+            "remark": "; ".join(remarks),
         }
 
 
 class Photographs(L.LightningDataModule):
     """Batches of photographs: `image`, `id` and `size` of the batch contract, `name` for what is
-    written of each, `file`, and `error`, which says why a file could not be decoded.
+    written of each, `file`, `remark`, and `error`, which says why a file could not be decoded.
 
     Args:
         files, names: the photographs and their names.

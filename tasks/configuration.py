@@ -1,16 +1,19 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from common.errors import UserError
+from common.errors import UserError, check_choice
+from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 
 __all__ = [
     "TRAINED_FOR",
+    "check_image_settings",
     "checkpoint_config",
     "get_value",
     "given_keys",
@@ -93,6 +96,25 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     else:
         merged["seed"] = trained["seed"]
     return merged
+
+
+def check_image_settings(data: Mapping[str, Any]) -> None:
+    """Refuse what no network can be given, of the values in `TRAINED_FOR`.
+
+    Args:
+        data: the group `datamodule`.
+
+    Raises:
+        UserError: one is outside its range.
+    """
+    size = data["image_size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"datamodule.image_size={size} must be a whole number, at least 1.")
+    check_choice("datamodule.normalization", data["normalization"], NORMALIZATIONS)
+    # Of equal values, such as 1 and true, only one is meant.
+    for key, choices in (("antialias", ANTIALIAS), ("letterbox", (True, False))):
+        value = data.get(key, choices[0])
+        check_choice(f"datamodule.{key}", str(value) if type(value) is int else value, choices)
 
 
 def split_override(override: str) -> tuple[str, str]:

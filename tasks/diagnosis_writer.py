@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tasks.photograph_writer import PhotographWriter
+from common.text import cell
+from tasks.photograph_writer import PhotographWriter, Predicted
 
 __all__ = ["DiagnosisWriter"]
 
@@ -15,25 +16,28 @@ class DiagnosisWriter(PhotographWriter):
     """Writes the most probable class of each photograph, and the probability of every one.
 
     Args:
-        folder, total, progress: as in `PhotographWriter`.
+        folder, settings, names, progress: as in `PhotographWriter`.
         classes: names in the order of the probabilities.
     """
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], total: int, progress: bool = True
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        settings: str,
+        names: Sequence[str],
+        progress: bool = True,
     ) -> None:
-        super().__init__(folder, total, progress)
+        super().__init__(folder, settings, names, progress)
         self.classes = tuple(classes)
-        self.columns = (
-            *("file", "name", "height", "width", "predicted", "confidence"),
-            *self.classes,
-            *("seconds", "error"),
-        )
+        self.described = ("predicted", "confidence", *map(cell, self.classes))
 
     def describe(
-        self, row: dict[str, Any], outputs: dict[str, Tensor], index: int, size: list[int]
+        self, row: dict[str, Any], outputs: dict[str, Tensor], index: int, photograph: Predicted
     ) -> None:
         chances = outputs["probability"][index].tolist()
         best = max(range(len(chances)), key=chances.__getitem__)
-        row |= {name: round(c, 6) for name, c in zip(self.classes, chances, strict=True)}
+        columns = self.described[2:]
+        row |= {name: round(c, 6) for name, c in zip(columns, chances, strict=True)}
         row |= {"predicted": self.classes[best], "confidence": round(chances[best], 6)}
+        self.record(row)

@@ -1,17 +1,26 @@
-"""Predict photographs: masks at their own size with a statement of doubt, or diagnoses."""
+"""Predict photographs: masks at their own size with their uncertainty, or diagnoses."""
 
-import csv
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from rich.console import Console
 
+from common.cluster import global_rank
 from common.errors import UserError, check_choice
-from datamodules.photographs import Photographs, find_photographs, output_names
-from tasks.build import build_module
+from common.text import printable
+from datamodules.photographs import Photographs, find_photographs
+from tasks.build import build_module, giga_macs
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
-from tasks.configuration import TRAINED_FOR, checkpoint_config, given_keys
+from tasks.configuration import (
+    TRAINED_FOR,
+    check_image_settings,
+    checkpoint_config,
+    given_keys,
+)
 from tasks.diagnosis_writer import DiagnosisWriter
 from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import OnnxModule
@@ -23,54 +32,54 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 # What an exported file has decided.
-_EXPORTED = ("inference", "lightning_module", "network", "sampler", "schedule")
+_EXPORTED = ("datamodule", "inference", "lightning_module", "network", "sampler", "schedule")
 EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
 
 
 def run(config: dict[str, Any]) -> None:
     """Predict `input` with `checkpoint` and write to `output`.
 
-    See `PredictionWriter` for masks and `DiagnosisWriter` for diagnoses.
+    See `PredictionWriter` for masks and `DiagnosisWriter` for diagnoses. With `skip_existing`
+    photographs are left out that an earlier run has done with the same settings.
 
     Raises:
         UserError: an argument is missing or illegal, there are no photographs; or, when the rest is
-            done, some of them could not be decoded.
+            done, some of them could not be predicted.
     """
-    for key, example in (("input", "input=photo.jpg"), ("checkpoint", EXAMPLE)):
-        if not config[key]:
-            raise UserError(f"task=predict needs {key}, such as {example}.")
-    check_choice("output_format", config["output_format"], FORMATS)
-    if not 0 < config["threshold"] < 1:
-        raise UserError(f"threshold={config['threshold']} must lie between 0 and 1.")
+    _check(config)
     output = Path(config["output"])
-    files = find_photographs(config["input"])
-    if output.resolve() in {path.parent.resolve() for path in files}:
-        raise UserError(f"output={output} holds photographs of the input; choose another folder.")
-    names = output_names(files)
+    files, names = find_photographs(config["input"], output)
     config, module, settings = _load(config)
     classes = getattr(module, "classes", None)
+    common = (
+        _digest(config, settings, classes),
+        names,
+        config["trainer"]["enable_progress_bar"],
+    )
+    writer: PhotographWriter
+    if classes:
+        writer = DiagnosisWriter(output, classes, *common)
+    else:
+        writer = PredictionWriter(
+            output,
+            config["output_format"],
+            config["threshold"],
+            settings.get("letterbox", False),
+            config["max_megapixels"],
+            *common,
+        )
+    done = writer.done(files, names)
     if config["skip_existing"]:
-        if classes:
-            done = _diagnosed(output)
-        else:
-            mask = FORMATS[config["output_format"]][0]
-            done = {name for name in names if (output / mask.format(name)).is_file()}
         left = [(f, n) for f, n in zip(files, names, strict=True) if n not in done]
         console.print(f"{len(files) - len(left)} of {len(files)} photographs are done already.")
         files, names = [file for file, _ in left], [name for _, name in left]
+        writer.names = names
         if not files:
+            if global_rank() == 0:
+                writer.finish()
             return
 
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    shown = len(files), config["trainer"]["enable_progress_bar"]
-    writer: PhotographWriter
-    if classes:
-        writer = DiagnosisWriter(output, classes, *shown)
-    else:
-        letterbox = settings.get("letterbox", False)
-        writer = PredictionWriter(
-            output, config["output_format"], config["threshold"], letterbox, *shown
-        )
     # The writer has a bar of its own, in images.
     quiet = config["trainer"] | {"enable_progress_bar": False}
     trainer = build_trainer(config | {"trainer": quiet}, writer)
@@ -80,12 +89,48 @@ def run(config: dict[str, Any]) -> None:
         names,
         batch_size=config["batch_size"] or (16 if on_gpu else 1),
         num_workers=config["num_workers"],
+        max_megapixels=config["max_megapixels"],
         **settings,
     )
     trainer.predict(module, datamodule=photographs, return_predictions=False)
     if trainer.is_global_zero:
-        console.print(f"{len(files)} photographs: {output}")
+        console.print(printable(f"{len(files)} photographs: {output}"), markup=False)
+        _report_remarks(writer.rows)
         _report_failures(writer.rows)
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Refuse missing and illegal arguments."""
+    for key, example in (("input", "input=photo.jpg"), ("checkpoint", EXAMPLE)):
+        if not config[key]:
+            raise UserError(f"task=predict needs {key}, such as {example}.")
+    check_choice("output_format", config["output_format"], FORMATS)
+    check_choice("skip_existing", config["skip_existing"], (True, False))
+    threshold, largest = config["threshold"], config["max_megapixels"]
+    if not _is_number(threshold) or not 0 < threshold < 1:
+        raise UserError(f"threshold={threshold} must lie between 0 and 1.")
+    if not _is_number(largest) or not largest > 0:
+        raise UserError(f"max_megapixels={largest} must be a number above 0, such as 200.")
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        value = config[key]
+        if key == "batch_size" and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{key}={value} must be a whole number, at least {least}.")
+    output = Path(config["output"])
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output} is a file; give a folder, which need not exist.")
+    for key in given_keys():
+        if key.split(".")[0] == "datamodule" and key.split(".")[-1] not in TRAINED_FOR:
+            own = {"datamodule.batch_size": "batch_size", "datamodule.num_workers": "num_workers"}
+            use = f"use {own[key]}" if key in own else "leave it out"
+            raise UserError(
+                f"{key} has no effect on task=predict, which reads the photographs of input; {use}."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, dict[str, Any]]:
@@ -102,28 +147,38 @@ def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, di
         return config, module, settings | {"normalization": "none"}
     checkpoint = load_checkpoint(path)
     config = checkpoint_config(config, checkpoint["config"])
+    data = config["datamodule"]
+    check_image_settings(data)
+    # An image size that the network does not take is an error here.
+    giga_macs(config["network"], data["image_size"])
     network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")
     refuse_metadata(network, path)
     module = build_module(config, network, teacher=None)
     accelerate(module, config["inference"])
-    data = config["datamodule"]
     return config, module, {name: data[name] for name in TRAINED_FOR if name in data}
 
 
-def _diagnosed(output: Path) -> set[str]:
-    """Return the names of the photographs that an earlier run could read and diagnosed."""
-    path = output / "predictions.csv"
-    if not path.is_file():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        return {row["name"] for row in rows if row.get("predicted")}
+def _digest(config: Mapping[str, Any], settings: Mapping[str, Any], classes: Any) -> str:
+    """Return a digest of all that shapes a prediction, apart from the photograph."""
+    with Path(config["checkpoint"]).open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    shaping = [weights, dict(settings), config["seed"], config["sampler"]]
+    shaping.append(None if classes else config["threshold"])
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _report_remarks(rows: list[dict[str, Any]]) -> None:
+    marked = [row for row in rows if row["remark"]]
+    if marked:
+        text = f"{marked[0]['file']}: {marked[0]['remark']}"
+        more = f", and {len(marked) - 1} more, see predictions.csv" if len(marked) > 1 else ""
+        console.print(printable(f"{text}{more}"), markup=False, soft_wrap=True)
 
 
 def _report_failures(rows: list[dict[str, Any]]) -> None:
     failed = [row for row in rows if row["error"]]
     for row in failed:
-        console.print(f"skipped: {row['error']}", style="yellow", markup=False)
+        console.print(printable(f"skipped: {row['error']}"), style="yellow", markup=False)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} photographs could not be predicted, first "

@@ -1,6 +1,7 @@
 """What a prediction leaves behind: masks and maps as pictures, and a table."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,55 +9,56 @@ from typing import Any, ClassVar
 import cv2
 import lightning as L
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from common.files import atomic_path
-from common.geometry import restore
+from common.geometry import fitted, restore
 from common.pictures import PREDICTION_COLOUR, draw_contour
-from datamodules.transforms import read_image
-from lightning_modules.metrics import doubt, expected_dice
-from tasks.photograph_writer import PhotographWriter
+from datamodules.large import WHOLE_PIXELS, read_photograph
+from datamodules.problems import BadFileError
+from lightning_modules.metrics import doubt
+from tasks.photograph_writer import PhotographWriter, Predicted
 
-__all__ = ["FORMATS", "PredictionWriter"]
+__all__ = ["FORMATS", "PredictionWriter", "restored_columns"]
 
 # What is written of each photograph, by `output_format`; the first is written last.
 FORMATS = {
     "png": ("{}_mask.png", "{}_probability.png", "{}_uncertainty.png", "{}_overlay.jpg"),
     "mediqa_tiff": ("{}_mask_ann1.tiff",),
 }
-COLUMNS = (
-    "file",
-    "name",
-    "height",
-    "width",
-    "lesion_pixels",
-    "lesion_fraction",
-    "components",
-    "expected_dice",
-    "mean_uncertainty",
-    "boundary_uncertainty",
-    "seconds",
-    "error",
-)
 # Half the width of the band along the outline, as a share of the image's diagonal.
 BAND = 0.01
 THREADS = 4
+# Of a map that are restored at once.
+STRIP_PIXELS = 8_000_000
 
 
 class PredictionWriter(PhotographWriter):
     """Writes what a segmentation module predicts for photographs, at their own size.
 
+    Of photographs above `WHOLE_PIXELS` the picture with the outline has a reduced size, and
+    `boundary_uncertainty` is measured at a reduced size.
+
     Args:
-        folder, total, progress: as in `PhotographWriter`.
+        folder, settings, names, progress: as in `PhotographWriter`.
         output_format: `png` writes a mask of 0 and 255, the probability and the uncertainty
             (0.5 is white) as grey pictures, and the photograph with the outline; `mediqa_tiff` only
             the mask, as the MEDIQA-MAGIC challenge wants it.
         threshold: probability above which a pixel is lesion, after resizing.
         letterbox: whether the network's square keeps the proportions of the photograph.
+        max_megapixels: as in `read_photograph`.
     """
 
-    columns: ClassVar[tuple[str, ...]] = COLUMNS
+    described: ClassVar[tuple[str, ...]] = (
+        "lesion_pixels",
+        "lesion_fraction",
+        "components",
+        "expected_dice",
+        "mean_uncertainty",
+        "boundary_uncertainty",
+    )
 
     def __init__(
         self,
@@ -64,66 +66,142 @@ class PredictionWriter(PhotographWriter):
         output_format: str,
         threshold: float,
         letterbox: bool,
-        total: int,
+        max_megapixels: float,
+        settings: str,
+        names: Sequence[str],
         progress: bool = True,
     ) -> None:
-        super().__init__(folder, total, progress)
-        self.names = FORMATS[output_format]
+        super().__init__(folder, settings, names, progress)
+        self.templates = FORMATS[output_format]
         self.threshold = threshold
         self.letterbox = letterbox
+        self.max_megapixels = max_megapixels
         self._jobs: list[Future] = []
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pool = ThreadPoolExecutor(THREADS)
-        super().on_predict_start(trainer, pl_module)
+        # Maps of one large photograph at a time are held at its own size.
+        self._large = threading.Lock()
 
     def describe(
-        self, row: dict[str, Any], outputs: dict[str, Tensor], index: int, size: list[int]
+        self, row: dict[str, Any], outputs: dict[str, Tensor], index: int, photograph: Predicted
     ) -> None:
         maps = outputs["probability"][index], doubt(outputs)[index]
-        self._jobs.append(self._pool.submit(self._write, row, size, *maps))
+        self._jobs.append(self._pool.submit(self._finish, row, photograph, *maps))
         # Photographs that wait to be written must not fill the memory.
         while len(self._jobs) > 2 * THREADS:
             self._jobs.pop(0).result()
 
     def close(self) -> None:
         super().close()
-        self._pool.shutdown()
+        # After an error or a signal, what has not begun is left to the next run.
+        self._pool.shutdown(cancel_futures=True)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for job in self._jobs:
             job.result()
         super().on_predict_end(trainer, pl_module)
 
+    def _finish(
+        self, row: dict[str, Any], photograph: Predicted, probability: Tensor, uncertainty: Tensor
+    ) -> None:
+        """Write the files of a photograph, then its row."""
+        height, width = photograph.size
+        try:
+            if height * width > WHOLE_PIXELS:
+                with self._large:
+                    self._write(row, photograph, probability, uncertainty)
+            else:
+                self._write(row, photograph, probability, uncertainty)
+        except (BadFileError, OSError, MemoryError) as error:
+            # Such as a name that becomes too long; a full disk is another error.
+            why = str(error) or "there is too little memory"
+            row |= dict.fromkeys(self.described, "")
+            row["error"] = f"What was predicted for {row['file']} cannot be written: {why}."
+        self.record(row)
+
     def _write(
-        self, row: dict[str, Any], size: list[int], probability: Tensor, uncertainty: Tensor
+        self, row: dict[str, Any], photograph: Predicted, probability: Tensor, uncertainty: Tensor
     ) -> None:
         """Write the files of a photograph and complete its row."""
-        whole = restore(probability, size, self.letterbox)
-        chance = whole[0].numpy()
-        unsure = restore(uncertainty, size, self.letterbox)[0].numpy()
-        mask = (chance > self.threshold).astype(np.uint8)
-        near = _band(mask, BAND * float(np.hypot(*size)))
+        size = photograph.size
+        mask = np.empty(size, dtype=np.uint8)
+        chances = overlap = unsure = 0.0
+        for columns, values in restored_columns(probability, size, self.letterbox):
+            strip = values > self.threshold
+            mask[:, columns] = strip
+            chances += float(values.sum(dtype=np.float64))
+            overlap += float(values.sum(dtype=np.float64, where=strip))
+        for _, values in restored_columns(uncertainty, size, self.letterbox):
+            unsure += float(values.sum(dtype=np.float64))
+        pixels = int(np.count_nonzero(mask))
+        total = chances + pixels
         row |= {
-            "lesion_pixels": int(mask.sum()),
-            "lesion_fraction": round(float(mask.mean()), 6),
-            "components": cv2.connectedComponents(mask, connectivity=8)[0] - 1,
-            "expected_dice": round(float(expected_dice(whole[None], self.threshold)), 6),
-            "mean_uncertainty": round(float(unsure.mean()), 6),
-            "boundary_uncertainty": round(float(unsure[near].mean()), 6) if near.any() else "",
+            "lesion_pixels": pixels,
+            "lesion_fraction": round(pixels / mask.size, 6),
+            "components": _count_components(mask),
+            "expected_dice": round(2 * overlap / total if total > 0 else 1.0, 6),
+            "mean_uncertainty": round(unsure / mask.size, 6),
+            "boundary_uncertainty": self._along_outline(mask, probability, uncertainty),
         }
+        least = probability.shape[-1]
         pictures: list[Callable[[], np.ndarray]] = [
-            lambda: mask * 255,
-            lambda: _grey(chance),
-            lambda: _grey(unsure * 2),
-            lambda: _overlay(read_image(Path(row["file"])), mask),
+            lambda: mask * np.uint8(255),
+            lambda: _grey(probability, size, self.letterbox),
+            lambda: _grey(uncertainty * 2, size, self.letterbox),
+            lambda: _overlay(
+                read_photograph(photograph.file, least, self.max_megapixels).image, mask
+            ),
         ]
-        # The mask comes last: where it is, all is there.
-        for name, draw in reversed(list(zip(self.names, pictures, strict=False))):
-            path = self.folder / name.format(row["name"])
+        for template, draw in reversed(list(zip(self.templates, pictures, strict=False))):
+            path = self.folder / template.format(photograph.name)
             with atomic_path(path) as temporary:
                 kind = {".jpg": "JPEG", ".tiff": "TIFF"}.get(path.suffix, "PNG")
                 Image.fromarray(draw()).save(temporary, format=kind)
+
+    def _along_outline(self, mask: np.ndarray, probability: Tensor, uncertainty: Tensor) -> Any:
+        """Return the mean uncertainty in the band along the outline, empty without an outline."""
+        size = mask.shape
+        shrink = max(1.0, (mask.size / WHOLE_PIXELS) ** 0.5)
+        if shrink > 1:
+            size = tuple(max(1, round(length / shrink)) for length in size)
+            mask = (restore(probability, size, self.letterbox)[0] > self.threshold).numpy()
+            mask = mask.astype(np.uint8)
+        near = _band(mask, BAND * float(np.hypot(*size)))
+        if not near.any():
+            return ""
+        values = restore(uncertainty, size, self.letterbox)[0].numpy()
+        return round(float(values[near].mean()), 6)
+
+
+def restored_columns(
+    values: Tensor, size: tuple[int, int], letterbox: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a square map `(1, S, S)` at an image's own size in strips of columns.
+
+    Together they are `restore(values, size, letterbox)` bit for bit, whose rows are resized before
+    its columns; only a strip is held at a time.
+
+    Yields:
+        The columns, and float32 `(H, columns)`.
+    """
+    box = fitted(size, values.shape[-1], letterbox)
+    height, width = size
+    settings = {"mode": "bilinear", "antialias": True}
+    wide = values[None, :, box.rows, box.columns].float()
+    wide = F.interpolate(wide, (box.height, width), **settings)
+    count = max(1, STRIP_PIXELS // height)
+    for left in range(0, width, count):
+        columns = slice(left, min(left + count, width))
+        strip = wide[..., columns]
+        yield columns, F.interpolate(strip, (height, strip.shape[-1]), **settings)[0, 0].numpy()
+
+
+def _count_components(mask: np.ndarray) -> int:
+    """Return the number of 8-connected lesions: their outer outlines, also those within a hole.
+
+    Labels of all pixels would take four times the memory of the mask.
+    """
+    _, above = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    return 0 if above is None else int((above[0, :, 3] < 0).sum())
 
 
 def _band(mask: np.ndarray, width: float) -> np.ndarray:
@@ -137,10 +215,18 @@ def _band(mask: np.ndarray, width: float) -> np.ndarray:
     return np.maximum(inside, outside) <= max(width, 1.0)
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+def _grey(values: Tensor, size: tuple[int, int], letterbox: bool) -> np.ndarray:
+    """Return a map at an image's own size as a grey picture, 1 as white."""
+    picture = np.empty(size, dtype=np.uint8)
+    for columns, strip in restored_columns(values, size, letterbox):
+        picture[:, columns] = (strip.clip(0, 1) * 255).round()
+    return picture
 
 
 def _overlay(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a photograph with the outline of a mask, at the size of the photograph given."""
+    height, width = photo.shape[:2]
+    if mask.shape != (height, width):
+        mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA)
     thickness = max(1, round(max(mask.shape) / 400))
     return draw_contour(photo, mask, PREDICTION_COLOUR, thickness)

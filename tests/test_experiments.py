@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.errors import UserError
-from datamodules.transforms import read_mask
+from datamodules.decoding import read_mask
 from tasks import fit
 from tasks import test as test_task
 from tasks.build import build_network, complete

@@ -11,9 +11,10 @@ from PIL import Image
 
 from common.errors import UserError
 from datamodules.cache import open_cache
+from datamodules.decoding import read_image, read_mask
 from datamodules.isic2018 import ISIC2018
 from datamodules.synthetic import SyntheticSample
-from datamodules.transforms import read_image, read_mask, resize_image, resize_mask
+from datamodules.transforms import resize_image, resize_mask
 
 
 def find(data):

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from datamodules.decoding import read_image
 from datamodules.synthetic import synthesise_lesion
-from datamodules.transforms import normalise, read_image, resize_image
+from datamodules.transforms import normalise, resize_image
 from lightning_modules import DiffusionSegmentation
 from tasks import predict as predict_task
 from tasks.build import build_module
