@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from common.files import write_text_atomic
 
 __all__ = [
     "RESULTS_SCHEMA",
+    "dataset_label",
     "find_runs",
     "main_score",
     "mask_gmac",
     "name_runs",
     "read_results",
+    "run_label",
     "write_results",
 ]
 
 RESULTS_SCHEMA = 1
+# Choices of the group `datamodule` that read any folder.
+_OWN_DATA = ("folder", "folder_diagnosis")
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
@@ -60,6 +66,47 @@ def name_runs(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
         name if names.count(name) == 1 else f"{name} {folder.name}"
         for name, (folder, _) in zip(names, runs, strict=True)
     ]
+
+
+def dataset_label(datamodule: str, root: str | Path | None) -> str:
+    """Return the name under which runs on a dataset are filed and reported.
+
+    Args:
+        datamodule: the choice of the group `datamodule`.
+        root: its folder, whose name is the label of own data.
+
+    Returns:
+        Letters, digits, `.`, `_` and `-`.
+    """
+    if datamodule in _OWN_DATA and root is not None:
+        # Not resolved: a link is named as its user names it.
+        folder = os.path.basename(os.path.abspath(root))
+        datamodule = re.sub(r"[^\w.-]+", "-", folder).strip("-.") or datamodule
+    return datamodule
+
+
+def run_label(
+    experiment: str | None,
+    lightning_module: str,
+    datamodule: str,
+    root: str | Path | None,
+    given: Sequence[str],
+) -> str:
+    """Return the name of a run: its experiment, and its dataset where the command line chooses one.
+
+    Args:
+        experiment, lightning_module, datamodule: choices of the groups; without an experiment the
+            method names the run, always with its dataset.
+        root: the folder of the dataset, where it has one.
+        given: keys of the command line.
+    """
+    dataset = dataset_label(datamodule, root)
+    if experiment is None:
+        return f"{lightning_module}-{dataset}"
+    chosen = "datamodule" in given or "datamodule.root" in given
+    if not chosen or experiment.endswith(f"_{dataset}"):
+        return experiment
+    return f"{experiment}-{dataset}"
 
 
 def main_score(results: Mapping[str, Any]) -> tuple[str, float | None]:

@@ -251,6 +251,7 @@ class CachedDataModule(L.LightningDataModule):
         if self.datasets:
             return
         samples, self.parts, self.cache = self._load()
+        self.digests = dict(zip(self.parts, self.cache.digests.tolist(), strict=True))
         self.split_sha = split_sha(list(self.parts), list(self.parts.values()))
         rows = {p: np.flatnonzero([part == p for part in self.parts.values()]) for p in PARTS}
         if self.overfit is None:
@@ -260,10 +261,21 @@ class CachedDataModule(L.LightningDataModule):
             chosen = rows["train"][spread(len(rows["train"]), self.overfit)]
             self.datasets = dict.fromkeys(PARTS, self._dataset(samples, chosen, train=True))
 
+    def find_parts(self) -> dict[str, str]:
+        """Return the part of each sample by id, as `setup` will have it, without decoding any.
+
+        Raises:
+            UserError: the data is missing or incomplete, or cannot be divided so.
+        """
+        return self._divided(self.find_samples())
+
+    def _divided(self, samples: Sequence[Sample]) -> dict[str, str]:
+        return dict(zip([s.id for s in samples], self.divide(samples), strict=True))
+
     def _load(self) -> tuple[list[Sample], dict[str, str], SampleCache]:
         samples = self.find_samples()
         # Before the caching, which takes long: a split that is not possible is known now.
-        parts = dict(zip([s.id for s in samples], self.divide(samples), strict=True))
+        parts = self._divided(samples)
         square = (self.image_size, self.antialias, self.letterbox, self.soft_masks)
         cache = open_cache(samples, self.cache_root, self.name, *square)
         return samples, parts, cache

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ __all__ = [
     "leaks",
     "official_split",
     "proportional_split",
+    "read_parts",
     "read_split",
     "refuse_leaks",
     "split_sha",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 PARTS = ("train", "val", "test")
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 def proportional_split(count: int, reference: Sequence[int], order: Sequence[int]) -> list[str]:
@@ -271,10 +274,37 @@ def read_split(path: Path, ids: Sequence[str]) -> list[str]:
     return parts
 
 
-def write_split(path: Path, parts: Mapping[str, str]) -> None:
-    """Write the part of each sample by id as a CSV that `read_split` reads."""
+def read_parts(path: Path) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Return the part of each image by id from the `splits.csv` of a run, and its digests.
+
+    Returns:
+        The parts, and `photograph_digest` by id, or `None` where the file is from before there
+        were digests.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    rows = read_table(path, "id", ["split"], "give the splits.csv of a run")
+    digests = {key: row.get("digest", "") for key, row in rows.items()}
+    known = all(_DIGEST.fullmatch(digest) for digest in digests.values())
+    return {key: row["split"] for key, row in rows.items()}, digests if known else None
+
+
+def write_split(
+    path: Path, parts: Mapping[str, str], digests: Mapping[str, str] | None = None
+) -> None:
+    """Write the part of each sample by id as a CSV that `read_split` reads.
+
+    Args:
+        path: the file.
+        parts: by id.
+        digests: `photograph_digest` by id, a third column.
+    """
+    columns = (parts, digests) if digests else (parts,)
+    rows = [(key, *(column[key] for column in columns)) for key in parts]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("id", "split"), *parts.items()])
+    header = ("id", "split", "digest")[: 1 + len(columns)]
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text_atomic(path, text.getvalue())
 
 

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError, check_choice
+from common.runs import dataset_label
 from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 
 __all__ = [
@@ -90,6 +91,11 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
+    if "datamodule" not in given and "experiment" not in given:
+        # Another folder of own data has another name; other datasets keep theirs.
+        own = data["name"].startswith("Folder") and "datamodule.root" in given
+        label = dataset_label("folder", data.get("root")) if own else trained.get("data_label")
+        merged["data_label"] = label
     if "seed" in given:
         if "seed" in merged["lightning_module"]:
             merged["lightning_module"]["seed"] = config["seed"]

@@ -8,6 +8,7 @@ import lightning as L
 from common.errors import UserError
 from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
+from lightning_modules.callbacks import SeenImages
 from lightning_modules.callbacks.last_checkpoint import interrupting
 from tasks.acceleration import (
     accelerate_teacher,
@@ -27,6 +28,7 @@ from tasks.build import (
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, goes_on, last_checkpoint, resumed_config
 from tasks.screen import print_batch, print_results, print_start
+from tasks.seen_images import check_teacher, seen_record
 from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
@@ -58,8 +60,9 @@ def run(config: dict[str, Any]) -> None:
     check_batch(config)
     check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
-    teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
-    if description:
+    teacher, description = None, None
+    if takes_teacher(config):
+        teacher, description = load_teacher(config, datamodule.find_parts())
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"], pretrained=not resuming)
@@ -75,7 +78,8 @@ def run(config: dict[str, Any]) -> None:
     refuse_full(folder, CHECKPOINTS * _checkpoint_bytes(module))
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     name_wandb_run(config)
-    trainer = build_trainer(config)
+    seen = SeenImages()
+    trainer = build_trainer(config, seen)
     accelerate_training(module, config["training"])
     if teacher:
         accelerate_teacher(teacher, config["training"])
@@ -91,6 +95,10 @@ def run(config: dict[str, Any]) -> None:
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
+    if description:
+        own = (config, datamodule.parts, datamodule.digests)
+        description["leaked_images"] = check_teacher(teacher.seen, *own)
+    seen.record = seen_record(config, datamodule, teacher.seen if teacher else ())
     if cached:
         attach_teacher(teacher, datamodule, config, trainer.strategy.root_device)
     if resuming:

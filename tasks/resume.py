@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
-from common.runs import find_runs, read_results
+from common.runs import dataset_label, find_runs, read_results, run_label
 from tasks.configuration import get_value, given_keys, relocate, set_value
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
@@ -23,6 +23,7 @@ _FREE = (
     "logger",
     "resume",
     "teacher.checkpoint",
+    "teacher.allow_leak",
     "datamodule.num_workers",
     "callbacks.non_finite",
     "callbacks.last.every_minutes",
@@ -85,7 +86,16 @@ def _requeued(folder: Path) -> Path | None:
     return next((run for run, results in find_runs(folder) if results.get("job") == job), None)
 
 
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+def _run_name(experiment: str | None, method: str, datamodule: str, root: str | None) -> str:
+    return run_label(experiment, method, datamodule, root, given_keys())
+
+
+for _name, _resolver in (
+    ("run_folder", run_folder),
+    ("run_name", _run_name),
+    ("data_label", dataset_label),
+):
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -118,6 +118,19 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
         + f"{description['weights']} weights, "
         f"test {score}"
     )
+    leaked = description.get("leaked_images")
+    if leaked is None:
+        console.print(
+            "Not all training images of this teacher are recorded, so it may have seen validation "
+            "or test images of the student.",
+            style="yellow",
+        )
+    elif any(leaked.values()):
+        console.print(
+            f"It has seen {leaked['test']} test and {leaked['val']} validation images of the "
+            "student (teacher.allow_leak=true).",
+            style="yellow",
+        )
 
 
 def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> None:

@@ -13,6 +13,7 @@ from lightning_modules.callbacks.pictures import Pictures
 from lightning_modules.callbacks.plateau import Plateau
 from lightning_modules.callbacks.profile import Profile
 from lightning_modules.callbacks.random_state import RandomState
+from lightning_modules.callbacks.seen_images import SeenImages
 from lightning_modules.callbacks.steps import Steps
 from lightning_modules.callbacks.test_images import TestImages
 
@@ -30,6 +31,7 @@ __all__ = [
     "Plateau",
     "Profile",
     "RandomState",
+    "SeenImages",
     "Steps",
     "TestImages",
 ]
