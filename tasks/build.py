@@ -226,10 +226,14 @@ def call_inputs(network: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
     return (image, image.new_zeros(len(image), metadata)) if metadata else (image,)
 
 
-def check_batch(config: Config) -> None:
+def check_batch(config: Config, images: int | None = None) -> None:
     """Refuse a batch too small for a network to learn from, before any data is read.
 
     BatchNorm over a map of one pixel needs two images.
+
+    Args:
+        config: of the run.
+        images: of a process whose BatchNorm has no others; none: `datamodule.batch_size`.
 
     Raises:
         UserError: `datamodule.batch_size` is too small.
@@ -237,14 +241,14 @@ def check_batch(config: Config) -> None:
     data = config["datamodule"]
     with torch.device("meta"):
         network = build_network(config["network"]).train()
-        image = torch.empty(data["batch_size"], 3, *[data["image_size"]] * 2)
+        image = torch.empty(images or data["batch_size"], 3, *[data["image_size"]] * 2)
         try:
             network(*call_inputs(network, image))
         except ValueError as error:
             raise UserError(
                 f"datamodule.batch_size={data['batch_size']} is too small for "
                 f"network.name={config['network']['name']}, whose BatchNorm takes its statistics "
-                "over the batch; give at least 2."
+                "over the batch of a process; give at least 2 for each."
             ) from error
 
 

@@ -14,7 +14,7 @@ from tasks.acceleration import (
     accelerate_teacher,
     accelerate_training,
     check_fused,
-    scale_learning_rate,
+    plan_batch,
 )
 from tasks.build import (
     build_datamodule,
@@ -83,13 +83,16 @@ def run(config: dict[str, Any]) -> None:
     accelerate_training(module, config["training"])
     if teacher:
         accelerate_teacher(teacher, config["training"])
-    batch = scale_learning_rate(
+    batch = plan_batch(
         module,
         config["training"]["scale_lr"],
         config["datamodule"]["batch_size"],
         trainer.num_devices * trainer.num_nodes,
         trainer.accumulate_grad_batches,
     )
+    if not config["trainer"]["sync_batchnorm"]:
+        check_batch(config, batch["per_process"])
+    datamodule.batch_size = batch["per_process"]
     if not trainer.limit_val_batches:
         raise UserError("trainer.limit_val_batches=0 leaves no best checkpoint; give at least 1.")
     datamodule.prepare_data()
@@ -114,7 +117,7 @@ def run(config: dict[str, Any]) -> None:
     with record.running(), interrupting(trainer), shown(trainer, config, record.results):
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
-            print_batch(batch, earlier.get("batch"))
+            print_batch(batch, earlier.get("batch"), config["datamodule"]["batch_size"])
         start = last_checkpoint(folder) if resuming else None
         trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}

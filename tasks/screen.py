@@ -133,12 +133,15 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
         )
 
 
-def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
+def print_batch(
+    batch: Mapping[str, Any], earlier: Mapping[str, Any] | None, batch_size: int
+) -> None:
     """Print how many images an optimizer step takes, and at which rate.
 
     Args:
         batch: as in `results.json`.
         earlier: that of the run that goes on, where it is known.
+        batch_size: that of the config.
     """
     per_process, processes, accumulate, effective, rule, rate = batch.values()
     console.print(
@@ -146,6 +149,12 @@ def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = No
         f"{effective} images; learning rate {rate:g} (training.scale_lr={rule})",
         soft_wrap=True,
     )
+    if rule == "none" and batch_size % processes:
+        console.print(
+            f"datamodule.batch_size={batch_size} is no multiple of {processes} processes: each has "
+            f"{per_process} images.",
+            soft_wrap=True,
+        )
     if earlier and earlier["effective"] != effective:
         console.print(
             f"Until now the run took {earlier['effective']} images a step; its learning rate goes "
