@@ -18,13 +18,13 @@ from common.tables import write_rows
 from tasks.configuration import split_override
 from tasks.statistics import pooled_scores
 
-__all__ = ["REPEATED", "Line", "print_table", "summarise", "write_tables"]
+__all__ = ["FOLD", "REPEATED", "SEED", "Line", "print_table", "summarise", "write_tables"]
 
 # Beside the score by which jobs are ordered and the main one of the test, where a run has them.
 _SHOWN = ("hd95", "boundary_f1", "auc", "mel_sensitivity")
-_SEED, _FOLD = "seed", "datamodule.fold"
+SEED, FOLD = "seed", "datamodule.fold"
 # Keys in which the runs of one setting may differ.
-REPEATED = (_SEED, _FOLD)
+REPEATED = (SEED, FOLD)
 console = Console(highlight=False)
 
 
@@ -83,9 +83,9 @@ def summarise(runs: Path, jobs: Sequence[Mapping[str, Any]]) -> tuple[list[Line]
             line.missing += job["status"] != "finished"
             continue
         line.add(results)
-        if _FOLD in setting:
-            folds = line.folds.setdefault(setting.get(_SEED, ""), {})
-            folds[setting[_FOLD]] = runs / job["folder"]
+        if FOLD in setting:
+            folds = line.folds.setdefault(setting.get(SEED, ""), {})
+            folds[setting[FOLD]] = runs / job["folder"]
         less = (results.get("best") or {}).get("mode") == "min"
 
     def rank(line: Line) -> float:
@@ -168,7 +168,9 @@ def print_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     header, rows = _pooled_table(lines)
     if rows:
         main = ("folds", "images", "dice", "iou", "balanced_accuracy", *_SHOWN)
-        kept = [n for n, name in enumerate(header) if n < varied or name in main]
+        kept = [
+            n for n, name in enumerate(header) if n < varied or name.removeprefix("native_") in main
+        ]
         header, *rows = ([cells[n] for n in kept] for cells in (header, *rows))
         _print("Test images of all folds; mean and 95 % interval", header, rows, varied)
     for job in jobs:
@@ -228,7 +230,7 @@ def _write_images(path: Path, lines: Sequence[Line]) -> None:
     rows: list[dict[str, Any]] = []
     for line in lines:
         for seed, folds in line.folds.items():
-            told = line.values | ({_SEED: seed} if seed else {})
+            told = line.values | ({SEED: seed} if seed else {})
             for fold, run in folds.items():
                 images = run / "predictions.csv"
                 images = images if images.is_file() else run / "test_images.csv"

@@ -67,10 +67,11 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
+    folds = f" cross_validation={data['folds']}" if data.get("folds") else ""
     raise UserError(
         f"{number} of {experiment} on {data['name']} at {data['image_size']} px {verb} found in "
         f"{folder}{passed if leaking else ''}. Train with `python run.py{seeds} "
-        f"experiment={experiment} datamodule.image_size={data['image_size']}`, or set "
+        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`, or set "
         "teacher.checkpoint=<file>."
     )
 
