@@ -16,6 +16,7 @@ __all__ = [
     "TRAINED_FOR",
     "check_image_settings",
     "checkpoint_config",
+    "choices",
     "get_value",
     "given_keys",
     "plain",
@@ -135,6 +136,11 @@ def split_override(override: str) -> tuple[str, str]:
 def given_keys() -> list[str]:
     """Return the keys that the command line gives, of groups and of single values, in its order."""
     return [split_override(override)[0] for override in HydraConfig.get().overrides.task]
+
+
+def choices() -> dict[str, str | None]:
+    """Return the choice of each config group, none where nothing is chosen."""
+    return dict(HydraConfig.get().runtime.choices)
 
 
 def get_value(config: dict[str, Any], key: str) -> Any:

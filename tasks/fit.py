@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 
+from common.cluster import global_rank
 from common.errors import UserError
 from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
@@ -25,9 +26,10 @@ from tasks.build import (
     giga_macs,
     takes_teacher,
 )
+from tasks.configuration import choices
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, goes_on, last_checkpoint, resumed_config
-from tasks.screen import print_batch, print_results, print_start
+from tasks.screen import print_batch, print_choices, print_results, print_start
 from tasks.seen_images import check_teacher, seen_record
 from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
@@ -55,6 +57,8 @@ def run(config: dict[str, Any]) -> None:
     folder = Path(config["paths"]["run"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
     complete(config)
+    if not resuming and global_rank() == 0:
+        print_choices(config, choices())
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     check_batch(config)

@@ -66,12 +66,19 @@ def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) 
             )
         refuse_read_only(Path(resume))
         return resume
-    pattern = f"{experiment if 'experiment' in given_keys() else '*'}/*"
-    found = [p for p in runs.glob(pattern) if last_checkpoint(p).is_file()]
+    given, names = given_keys(), ["*"]
+    if "datamodule" in given or "datamodule.root" in given:
+        names = [experiment]
+    elif "experiment" in given:
+        # On whatever data it was.
+        names = [experiment, f"{experiment}-*"]
+    patterns = [f"{name}/*" for name in names]
+    found = [p for name in patterns for p in runs.glob(name) if last_checkpoint(p).is_file()]
     if not found:
+        places = " or ".join(str(runs / pattern) for pattern in patterns)
         raise UserError(
-            f"resume=latest finds no run with a checkpoints/last.ckpt in {runs / pattern}; "
-            "leave resume out to start a new run."
+            f"resume=latest finds no run with a checkpoints/last.ckpt in {places}; leave resume "
+            "out to start a new run."
         )
     newest = max(found, key=lambda folder: folder.name)
     refuse_read_only(newest)
@@ -184,7 +191,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _choices(config: dict[str, Any]) -> dict[str, Any]:
-    return {"experiment": config["run_name"], "debug": config["debug_mode"]}
+    # A run that goes on keeps its dataset, so the command need not name it.
+    experiment = config["run_name"].removesuffix(f"-{config.get('data_label')}")
+    return {"experiment": experiment, "debug": config["debug_mode"]}
 
 
 def _is_free(key: str) -> bool:

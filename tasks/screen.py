@@ -13,7 +13,7 @@ from torch import nn
 
 from common.runs import main_score
 
-__all__ = ["print_batch", "print_results", "print_start"]
+__all__ = ["print_batch", "print_choices", "print_results", "print_start"]
 
 _SHOWN = (
     "task",
@@ -27,6 +27,11 @@ _SHOWN = (
     "trainer",
     "paths",
 )
+# Groups that a run without an experiment names.
+_CHOSEN = (
+    *("datamodule", "augmentation", "network", "lightning_module", "schedule", "sampler"),
+    *("teacher", "trainer", "callbacks"),
+)
 _BASELINES = {
     "otsu": "Otsu's threshold",
     "constant": "best constant mask",
@@ -34,6 +39,23 @@ _BASELINES = {
 }
 _SCORES = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}
 console = Console()
+
+
+def print_choices(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Print the choices of a run that no experiment makes.
+
+    Args:
+        config: of the run; groups that are empty in it are left out.
+        choices: of all groups.
+    """
+    if choices.get("experiment") is not None:
+        return
+    chosen = " ".join(f"{group}={choices[group]}" for group in _CHOSEN if config[group] != {})
+    console.print(
+        f"No experiment is chosen, so the run is {chosen}. experiment=<name> picks a recipe of "
+        "conf/experiment, such as experiment=demo_teacher.",
+        soft_wrap=True,
+    )
 
 
 def print_start(

@@ -22,6 +22,7 @@ from rich.console import Console
 from common.cluster import external_launch, global_rank, restarted
 from common.errors import UserError, exit_with
 from common.files import refuse_read_only, write_text_atomic
+from common.quoting import hydra_string
 from common.runs import read_results
 from tasks.build import build_datamodule
 from tasks.configuration import split_override
@@ -262,22 +263,22 @@ def _set_folder(config: DictConfig, folder: Path) -> None:
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         # Of these the config of each job is composed.
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={hydra_string(str(folder))}")
 
 
 def _command(hydra: Any, overrides: Sequence[str], folder: Path, sweep: str) -> list[str]:
     """Return the command line of a job."""
     added = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     searched = [o for o in hydra.overrides.hydra if split_override(o)[0] == "hydra.searchpath"]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    place = hydra_string(str(folder))
     return [
         *(sys.executable, str(ROOT / "run.py")),
         *(argument for path in added for argument in ("--config-dir", path)),
         *overrides,
         *searched,
         f"sweep_name='{sweep}'",
-        *([f"resume='{place}'"] if last_checkpoint(folder).is_file() else []),
-        f"hydra.run.dir='{place}'",
+        *([f"resume={place}"] if last_checkpoint(folder).is_file() else []),
+        f"hydra.run.dir={place}",
         # A file of the group `sweep` may have made it a multirun.
         "hydra.mode=RUN",
     ]

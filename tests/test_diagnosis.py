@@ -508,3 +508,13 @@ def test_what_does_not_fit_is_refused_before_the_data_is_read(train, teachers, m
         train("unet_kd_isic2016", *teacher, "datamodule.normalization=imagenet")
     with pytest.raises(UserError, match="teacher.cached=true"):
         train("d_kd_isic2019", *teacher, "teacher.cached=true")
+
+
+def test_diagnoses_need_no_experiment(make_config, data, tmp_path):
+    chosen = ("datamodule=isic2019", "network=mobilenet_v2", "lightning_module=classification")
+    config = make_config(*chosen, "debug=fast", *SMALL, *QUICK, f"paths.data={data}")
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["experiment"] == "classification-isic2019"
+    assert results["best"]["monitor"] == "val/balanced_accuracy"
+    assert 0 <= results["test"]["test/mel_sensitivity"] <= 1

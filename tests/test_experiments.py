@@ -581,3 +581,65 @@ def test_the_size_is_checked_before_the_data(make_config):
     config = make_config("datamodule.image_size=30")
     with pytest.raises(UserError, match="multiples of 8, such as 32x32"):
         fit.run(config)
+
+
+def test_the_base_config_trains_at_full_size(make_config):
+    config = make_config("datamodule=isic2018", "network=lite_dermosegdiff")
+    assert (config["run_name"], config["data_label"]) == ("diffusion-isic2018", "isic2018")
+    assert config["datamodule"]["image_size"] == 128
+    assert config["datamodule"]["batch_size"] == 16
+    assert config["trainer"]["max_epochs"] == 100
+    assert config["lightning_module"]["objective"] == "noise"
+    assert config["lightning_module"]["optimizer"]["lr"] == 2e-4
+    assert config["sampler"]["num_steps"] == 20
+
+
+METHODS = {
+    # network, what chooses the best checkpoint, views, a key of its metrics
+    "diffusion": ("DermoSegDiff", "val/dice", "max", None, "resolution"),
+    "efkd": ("DermoSegDiff", "val/dice", "max", None, "resolution"),
+    "segmentation": ("UNet", "val/dice", "max", None, "resolution"),
+    "segmentation_kd": ("UNet", "val/dice", "max", None, "resolution"),
+    "auxiliary": ("UNet", "val/loss", "min", None, "resolution"),
+    "classification": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "classification_kd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "blkd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "fitnet": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "rkd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "d_kd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "ssd_kd": ("Classifier", "val/balanced_accuracy", "max", True, "positive"),
+    "ssd_head": ("Classifier", "val/loss", "min", True, "positive"),
+}
+
+
+def test_every_method_is_listed_here():
+    files = (Path(__file__).resolve().parent.parent / "conf/lightning_module").glob("*.yaml")
+    assert set(METHODS) == {path.stem for path in files}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_brings_what_fits_it(method, make_config):
+    network, monitor, mode, views, metric = METHODS[method]
+    data = "isic2018" if views is None else "isic2019"
+    config = make_config(f"lightning_module={method}", f"datamodule={data}")
+    complete(config)
+    assert config["network"]["name"] == network
+    best = config["callbacks"]["best"]
+    assert (best["monitor"], best["mode"]) == (monitor, mode)
+    assert config["datamodule"].get("views") is views
+    assert metric in config["metrics"]
+    assert config["run_name"] == f"{method}-{data}"
+    own = make_config(
+        f"lightning_module={method}", "callbacks=none", "network=smp", f"datamodule={data}"
+    )
+    assert own["network"]["name"] == "SmpNetwork"
+    assert own["callbacks"] == {}
+
+
+def test_a_method_trains_without_an_experiment(make_config, tmp_path):
+    config = make_config("lightning_module=segmentation", "debug=fast", "datamodule.num_samples=20")
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["experiment"] == "segmentation-synthetic"
+    assert results["data"]["label"] == "synthetic"

@@ -95,3 +95,18 @@ def test_a_missing_value_is_named(make_config):
 )
 def test_an_override_has_a_key_and_a_value(override, parts):
     assert split_override(override) == parts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ((), "clinic"),
+        (("+datamodule.root=data/other",), "other"),
+        (("datamodule=ph2",), "ph2"),
+    ],
+)
+def test_a_test_is_reported_under_its_dataset(make_config, overrides, label):
+    own = ("experiment=teacher_isic2018", "datamodule=folder")
+    trained = copy.deepcopy(make_config(*own, "datamodule.root=data/clinic"))
+    given = make_config("task=test", "checkpoint=x", *overrides)
+    assert checkpoint_config(given, trained)["data_label"] == label
