@@ -30,7 +30,7 @@ from tasks.configuration import choices
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, goes_on, last_checkpoint, resumed_config
 from tasks.screen import print_batch, print_choices, print_results, print_start
-from tasks.seen_images import check_teacher, seen_record
+from tasks.seen_images import check_same_photographs, check_teacher, seen_record
 from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
@@ -64,8 +64,9 @@ def run(config: dict[str, Any]) -> None:
     check_batch(config)
     check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
-    teacher, description = None, None
+    teacher, description, searched = None, None, False
     if takes_teacher(config):
+        searched = not config["teacher"]["checkpoint"]
         teacher, description = load_teacher(config, datamodule.find_parts())
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
@@ -102,6 +103,8 @@ def run(config: dict[str, Any]) -> None:
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
+    if searched:
+        check_same_photographs(teacher.seen, config, datamodule)
     if description:
         own = (config, datamodule.parts, datamodule.digests)
         description["leaked_images"] = check_teacher(teacher.seen, *own)

@@ -16,7 +16,15 @@ from datamodules.identity import image_keys
 from datamodules.splits import read_parts
 from tasks.build import takes_teacher
 
-__all__ = ["Seen", "check_teacher", "find_seen", "leaks_by_id", "seen_record"]
+__all__ = [
+    "Seen",
+    "check_same_photographs",
+    "check_teacher",
+    "find_seen",
+    "is_own_data",
+    "leaks_by_id",
+    "seen_record",
+]
 
 NAMES = {"test": "test", "val": "validation"}
 
@@ -80,14 +88,16 @@ def find_seen(path: Path, checkpoint: Mapping[str, Any]) -> Seen:
         parts, digests = read_parts(path.parent.parent / "splits.csv")
     except UserError:
         return Seen(path, complete=False)
-    data = checkpoint["config"]["datamodule"]
-    namespace = _namespace(data)
+    config = checkpoint["config"]
+    namespace = _namespace(config["datamodule"])
+    # Without digests, own files can be compared with those of the same folder alone, and the
+    # images of its own teacher were not recorded then.
+    complete = not takes_teacher(config) and (digests is not None or namespace is not None)
     if digests is None and namespace is None:
-        namespace = _place(data)
+        namespace = _place(config["datamodule"])
     keys = image_keys(parts, namespace, digests)
     train, val = (_of_part(keys, parts, part) for part in ("train", "val"))
-    # The images of its own teacher were not recorded then.
-    return Seen(path, train, val, complete=not takes_teacher(checkpoint["config"]))
+    return Seen(path, train, val, complete)
 
 
 def check_teacher(
@@ -140,6 +150,38 @@ def check_teacher(
         seen["test"].update(found["test"], found["chosen"])
     counts = {part: len(ids) for part, ids in seen.items()}
     return counts if all(teacher.complete for teacher in teachers) else None
+
+
+def check_same_photographs(
+    teachers: Sequence[Seen], config: Mapping[str, Any], datamodule: L.LightningDataModule
+) -> None:
+    """Refuse a teacher that was found by the name of a folder and knows none of its photographs.
+
+    Args:
+        teachers: what each of them has seen.
+        config: of the student.
+        datamodule: of the student, set up.
+
+    Raises:
+        UserError: with the teacher's path.
+    """
+    if not is_own_data(config["datamodule"]):
+        return
+    keys = image_keys(datamodule.parts, None, datamodule.digests)
+    ours = _of_part(keys, datamodule.parts, "train")
+    for teacher in teachers:
+        if teacher.train and not teacher.train & ours:
+            raise UserError(
+                f"The newest run of teacher.experiment={config['teacher']['experiment']} on a "
+                f"folder named {config['data_label']} has learned from none of the training images "
+                f"in {datamodule.root}; train a teacher on these, or set "
+                f"teacher.checkpoint={teacher.path} to learn from that one."
+            )
+
+
+def is_own_data(data: Mapping[str, Any]) -> bool:
+    """Tell whether a config's dataset is a folder of one's own, not a published or made-up one."""
+    return _namespace(data) is None
 
 
 def leaks_by_id(theirs: Mapping[str, str], ours: Mapping[str, str]) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 
 from common.errors import UserError, check_choice
 from common.runs import find_runs, main_score, read_results
@@ -13,7 +14,7 @@ from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights
 from tasks.configuration import get_value
-from tasks.seen_images import Seen, check_teacher, find_seen, leaks_by_id
+from tasks.seen_images import Seen, check_teacher, find_seen, is_own_data, leaks_by_id
 
 __all__ = ["find_teachers", "load_teacher"]
 
@@ -45,35 +46,65 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
             "A distillation needs a teacher; set teacher.checkpoint=<file> or "
             "teacher.experiment=<name of the teacher's experiment>."
         )
-    folder = Path(config["paths"]["runs"]) / experiment
     found, leaking = [], 0
-    for run, results in find_runs(folder):
-        checkpoint = run / "checkpoints" / "best.ckpt"
-        if (
-            results["status"] == "finished"
-            and not results["debug"]
-            and results["data"]["name"] == data["name"]
-            and results["data"]["image_size"] == data["image_size"]
-            and checkpoint.is_file()
-        ):
-            if parts and not teacher.get("allow_leak") and _leaks(run, parts):
-                leaking += 1
-                continue
-            found.append(checkpoint)
-            if len(found) == members:
-                return found
+    for run in _fitting_runs(config):
+        if parts and not teacher.get("allow_leak") and _leaks(run, parts):
+            leaking += 1
+            continue
+        found.append(run / "checkpoints" / "best.ckpt")
+        if len(found) == members:
+            return found
     number, verb = "No finished run", "was"
     if found:
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
+    runs, own = Path(config["paths"]["runs"]) / experiment, is_own_data(data)
+    place = f"the folder {data['root']}" if own else data["name"]
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
     folds = f" cross_validation={data['folds']}" if data.get("folds") else ""
     raise UserError(
-        f"{number} of {experiment} on {data['name']} at {data['image_size']} px {verb} found in "
-        f"{folder}{passed if leaking else ''}. Train with `python run.py{seeds} "
-        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`, or set "
-        "teacher.checkpoint=<file>."
+        f"{number} of {experiment} on {place} at {data['image_size']} px {verb} found in "
+        f"{runs}{passed if leaking else ''}. Train with `python run.py{seeds} "
+        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`"
+        f"{' on the same folder and split' if own else ''}, or set teacher.checkpoint=<file>."
     )
+
+
+def _fitting_runs(config: dict[str, Any]) -> list[Path]:
+    """Return the finished runs of `teacher.experiment` on the student's data, newest first.
+
+    Folders of one's own are matched by the name under which their runs are filed, runs on the very
+    folder first.
+    """
+    data, runs = config["datamodule"], Path(config["paths"]["runs"])
+    label, own = config.get("data_label"), is_own_data(data)
+    experiment = config["teacher"]["experiment"]
+    fitting = [
+        run
+        for folder in (experiment, f"{experiment}-{label}")
+        for run, results in find_runs(runs / folder)
+        if results.get("status") == "finished"
+        and not results.get("debug")
+        and get_value(results, "data.name") == data["name"]
+        and get_value(results, "data.image_size") == data["image_size"]
+        and (not own or get_value(results, "data.label") == label)
+        and (run / "checkpoints" / "best.ckpt").is_file()
+    ]
+    fitting.sort(key=lambda run: run.name, reverse=True)
+    if own:
+        root = Path(data["root"]).resolve()
+        fitting.sort(key=lambda run: _root(run) != root)
+    return fitting
+
+
+def _root(run: Path) -> Path | None:
+    """Return the data folder of a run, or `None` where its config cannot be read."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    root = get_value(config, "datamodule.root") if isinstance(config, dict) else None
+    return Path(root).resolve() if isinstance(root, str) else None
 
 
 def load_teacher(

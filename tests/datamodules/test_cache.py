@@ -13,7 +13,6 @@ from common.errors import UserError
 from datamodules.cache import open_cache
 from datamodules.decoding import read_image, read_mask
 from datamodules.isic2018 import ISIC2018
-from datamodules.synthetic import SyntheticSample
 from datamodules.transforms import resize_image, resize_mask
 
 
@@ -84,16 +83,6 @@ def test_soft_masks_are_kept_in_grey_levels(isic_copy, tmp_path):
     assert soft.lesions(rows).dtype == hard.lesions(rows).dtype == np.uint8
     assert soft.meta == {"count": 10, "empty_masks": 2, "full_masks": 1, "soft_masks": True}
     assert hard.meta == {"count": 10, "empty_masks": 2, "full_masks": 1}
-
-
-def test_caches_from_before_there_were_soft_masks_keep_their_names(tmp_path):
-    samples = [SyntheticSample(0, index) for index in range(2)]
-    names = [
-        open_cache(samples, tmp_path, "synthetic", 8, *settings).folder.name
-        for settings in ((True,), (False, True), (True, False, True))
-    ]
-    assert names[:2] == ["synthetic-8px-f36101b705f1a465", "synthetic-8px-079169b99412aad1"]
-    assert names[2] not in names[:2]
 
 
 @pytest.mark.parametrize("change", ["size", "antialias", "content", "time", "fewer", "renamed"])

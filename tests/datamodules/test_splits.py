@@ -11,6 +11,7 @@ from datamodules.splits import (
     leaks,
     official_split,
     proportional_split,
+    read_parts,
     read_split,
     refuse_leaks,
     split_sha,
@@ -140,6 +141,19 @@ def test_a_split_file_is_read_as_it_was_written(tmp_path):
     parts = {"a": "train", "b,c": "val", "d": "test"}
     write_split(tmp_path / "splits.csv", parts)
     assert read_split(tmp_path / "splits.csv", ["d", "a", "b,c"]) == ["test", "train", "val"]
+    assert read_parts(tmp_path / "splits.csv") == (parts, None)
+
+
+def test_the_digests_of_a_run_do_not_disturb_its_split(tmp_path):
+    parts = {"a": "train", "b,c": "val", "d": "test"}
+    digests = {key: f"{number:016x}" for number, key in enumerate(parts)}
+    path = tmp_path / "splits.csv"
+    write_split(path, parts, digests)
+    assert path.read_text().splitlines()[:2] == ["id,split,digest", "a,train,0000000000000000"]
+    assert read_split(path, ["d", "a", "b,c"]) == ["test", "train", "val"]
+    assert read_parts(path) == (parts, digests)
+    path.write_text(path.read_text().replace("0000000000000001", ""))
+    assert read_parts(path) == (parts, None), "one is missing"
 
 
 @pytest.mark.parametrize(
