@@ -157,7 +157,8 @@ def mean_images(
         pooled: also take images that only some runs have, each with the mean over those: the runs
             are folds of a cross-validation.
     """
-    ids = dict.fromkeys(image for run in runs for image in run)
+    # An interval depends on the order of the images, and must not on that of the folds.
+    ids = sorted({image for run in runs for image in run}) if pooled else runs[0]
     having = {image: [run[image] for run in runs if image in run] for image in ids}
     return {
         image: {
