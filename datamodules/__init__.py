@@ -7,7 +7,7 @@ dataset is one new file and one YAML that names it.
 import lightning as L
 
 from common.rooms import export_public_names
-from datamodules.edges import edge_distance
+from datamodules.edges import border_distance, edge_distance
 
-__all__ = ["edge_distance"]
+__all__ = ["border_distance", "edge_distance"]
 __all__ += export_public_names(__name__, __path__, globals(), base=L.LightningDataModule)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 from common.errors import WARNINGS, UserError, check_choice
 from datamodules.augmentations import Augmentation
 from datamodules.cache import Sample, SampleCache, open_cache
+from datamodules.decoding import EXIF
 from datamodules.downloads import Download
+from datamodules.edges import EDGES
 from datamodules.files import Listing
 from datamodules.loading import CachedDataset, EpochSampler
 from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches, collate
@@ -30,7 +32,7 @@ from datamodules.splits import (
     split_sha,
     spread,
 )
-from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
+from datamodules.transforms import ANTIALIAS, MASK_RESIZE, NORMALIZATIONS
 
 # Not the base class: what is listed here can be chosen as a datamodule.
 __all__: list[str] = []
@@ -63,7 +65,14 @@ class CachedDataModule(L.LightningDataModule):
         antialias: whether shrinking an image low-passes it; the references' torchvision did not.
             `pillow` has Pillow do it.
         letterbox: keep an image's proportions in the square; otherwise it is squashed.
-        soft_masks: shrink masks as images, so that their edges are grey, where there are masks.
+        mask_resize: how masks are shrunk, where there are masks: `area`, `soft`, `published` or
+            `pillow`, see `transforms.resize_mask`.
+        edges: where `edge_distance` is measured from: `border`, see `edges.border_distance`, or
+            `canny` as published, see `edges.edge_distance`.
+        exif: `apply` turns images and masks upright by their EXIF orientation, `ignore` keeps the
+            stored pixels; null applies it and refuses images whose masks may not follow it.
+        mask_threshold: in (0, 1); reads masks with grey edges, see `decoding.read_mask`. Null
+            refuses them.
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
@@ -103,7 +112,10 @@ class CachedDataModule(L.LightningDataModule):
         normalization: str = "minmax",
         antialias: bool | str = True,
         letterbox: bool = False,
-        soft_masks: bool = False,
+        mask_resize: str = "area",
+        edges: str = "border",
+        exif: str | None = None,
+        mask_threshold: float | None = None,
         limit_test: int | None = None,
         overfit: int | None = None,
         folds: int | None = None,
@@ -139,6 +151,22 @@ class CachedDataModule(L.LightningDataModule):
         check_choice("datamodule.split", split, self.splits)
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
         check_choice("datamodule.antialias", antialias, ANTIALIAS)
+        check_choice("datamodule.exif", exif, (None, *EXIF))
+        if mask_threshold is not None and not (
+            isinstance(mask_threshold, float) and 0 < mask_threshold < 1
+        ):
+            raise UserError(
+                f"datamodule.mask_threshold={mask_threshold} must lie between 0 and 1, as a share "
+                "of the largest value, or be null."
+            )
+        check_choice("datamodule.mask_resize", mask_resize, MASK_RESIZE)
+        check_choice("datamodule.edges", edges, EDGES)
+        if letterbox and mask_resize in ("published", "pillow"):
+            raise UserError(
+                f"datamodule.mask_resize={mask_resize} squashes masks as the references do, and "
+                "datamodule.letterbox=true keeps the proportions; set datamodule.mask_resize=area "
+                "or soft, or leave the letterbox out."
+            )
         self.root = Path(root)
         self.cache_root = Path(cache)
         self.image_size = image_size
@@ -156,7 +184,10 @@ class CachedDataModule(L.LightningDataModule):
         self.normalization = normalization
         self.antialias = antialias
         self.letterbox = letterbox
-        self.soft_masks = soft_masks
+        self.mask_resize = mask_resize
+        self.edges = edges
+        self.exif = exif
+        self.mask_threshold = mask_threshold
         self.limit_test = limit_test
         self.overfit = overfit
         self.folds = folds
@@ -179,13 +210,19 @@ class CachedDataModule(L.LightningDataModule):
             UserError: the folders are missing.
         """
 
+    def read_listing(self) -> Listing:
+        """Return `list_files` with the settings of decoding and the problems that headers show."""
+        listing = self.list_files()
+        listing.configure_decoding(self.exif, self.mask_threshold)
+        return listing
+
     def find_samples(self) -> list[Sample]:
         """Return every sample of the dataset, sorted by id; with `folds` those with labels.
 
         Raises:
             UserError: the data is missing or incomplete.
         """
-        listing = self.list_files()
+        listing = self.read_listing()
         listing.refuse_problems()
         samples = [s for s in listing.samples if self.folds is None or _has_truth(s)]
         return sorted(samples, key=lambda sample: sample.id)
@@ -252,7 +289,9 @@ class CachedDataModule(L.LightningDataModule):
             return
         samples, self.parts, self.cache = self._load()
         self.digests = dict(zip(self.parts, self.cache.digests.tolist(), strict=True))
-        self.split_sha = split_sha(list(self.parts), list(self.parts.values()))
+        self.split_sha = split_sha(
+            list(self.parts), list(self.parts.values()), self.mask_fingerprint
+        )
         rows = {p: np.flatnonzero([part == p for part in self.parts.values()]) for p in PARTS}
         if self.overfit is None:
             rows["test"] = rows["test"][spread(len(rows["test"]), self.limit_test)]
@@ -276,7 +315,7 @@ class CachedDataModule(L.LightningDataModule):
         samples = self.find_samples()
         # Before the caching, which takes long: a split that is not possible is known now.
         parts = self._divided(samples)
-        square = (self.image_size, self.antialias, self.letterbox, self.soft_masks)
+        square = (self.image_size, self.antialias, self.letterbox, self.mask_resize)
         cache = open_cache(samples, self.cache_root, self.name, *square)
         return samples, parts, cache
 
@@ -291,6 +330,11 @@ class CachedDataModule(L.LightningDataModule):
             train=train,
             **self.dataset_settings(),
         )
+
+    @property
+    def mask_fingerprint(self) -> str:
+        """How the true masks are made, for `split_sha`; empty without masks."""
+        return ""
 
     def dataset_settings(self) -> dict[str, Any]:
         """Return what `dataset_class` takes beyond what every dataset does."""

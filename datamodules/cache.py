@@ -16,7 +16,7 @@ from rich.progress import track
 from common.errors import UserError
 from common.files import atomic_folder
 from datamodules.identity import photograph_digest
-from datamodules.transforms import resize_image, resize_mask
+from datamodules.transforms import SOFT_MASKS, resize_image, resize_mask
 
 __all__ = ["Sample", "SampleCache", "open_cache"]
 
@@ -68,7 +68,7 @@ class SampleCache:
     @property
     def soft(self) -> bool:
         """Whether the masks have grey edges."""
-        return self.meta.get("soft_masks", False)
+        return self.meta["mask_resize"] in SOFT_MASKS
 
     def lesions(self, rows: Sequence[int]) -> np.ndarray:
         """Return masks of these rows as uint8 of {0, 1}, lesion where above one half."""
@@ -98,12 +98,12 @@ def open_cache(
     image_size: int,
     antialias: bool | str,
     letterbox: bool = False,
-    soft_masks: bool = False,
+    mask_resize: str = "area",
 ) -> SampleCache:
     """Return the cache of these samples at this size, built first if there is none.
 
     The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
-    size, antialias, letterbox, soft masks, version), so a stale cache is never read.
+    size, antialias, letterbox, mask resizing, version), so a stale cache is never read.
 
     Args:
         samples: in the order of the arrays.
@@ -111,7 +111,7 @@ def open_cache(
         name: the dataset, for the folder's name.
         image_size: side of the square arrays in pixels.
         antialias, letterbox: as in `resize_image`.
-        soft_masks: as `soft` in `resize_mask`.
+        mask_resize: as `how` in `resize_mask`.
 
     Raises:
         UserError: a sample cannot be loaded, or the folder is not writable.
@@ -121,9 +121,8 @@ def open_cache(
         image_size,
         antialias,
         letterbox,
+        mask_resize,
         [[s.id, *s.fingerprint()] for s in samples],
-        # Nothing otherwise: caches from before there were soft masks keep their names.
-        *(["soft masks"] if soft_masks else []),
     ]
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
@@ -138,7 +137,7 @@ def open_cache(
             try:
                 if not cache.exists():
                     with atomic_folder(folder) as temporary:
-                        resizing = (image_size, antialias, letterbox, soft_masks)
+                        resizing = (image_size, antialias, letterbox, mask_resize)
                         _build(samples, temporary, name, *resizing)
             finally:
                 lock.unlink(missing_ok=True)
@@ -157,7 +156,7 @@ def _build(
     size: int,
     antialias: bool | str,
     letterbox: bool,
-    soft_masks: bool,
+    mask_resize: str,
 ) -> None:
     count = len(samples)
     images = np.lib.format.open_memmap(
@@ -177,8 +176,8 @@ def _build(
         sizes[index] = image.shape[:2]
         digests[index] = photograph_digest(image)
         if mask is not None:
-            masks[index] = resize_mask(mask, size, letterbox, soft_masks)
-            covered[index] = _lesion(masks[index], soft_masks).mean()
+            masks[index] = resize_mask(mask, size, letterbox, mask_resize)
+            covered[index] = _lesion(masks[index], mask_resize in SOFT_MASKS).mean()
 
     with ThreadPoolExecutor() as pool:
         for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
@@ -191,7 +190,7 @@ def _build(
         "count": count,
         "empty_masks": int((covered == 0).sum()),
         "full_masks": int((covered == 1).sum()),
-        **({"soft_masks": True} if soft_masks else {}),
+        "mask_resize": mask_resize,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
 

@@ -91,7 +91,7 @@ class ClassificationDataModule(CachedDataModule):
 
     def __init__(self, *arguments: Any, views: bool = False, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.soft_masks = False  # There are none, and no other cache is needed.
+        self.mask_resize = "area"  # There are none, and no other cache is needed.
         self.views = views
 
     @property

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 from common.pictures import TRUTH_COLOUR, draw_contour
+from datamodules.cache import Sample
+from datamodules.decoding import is_transparent
 from datamodules.files import FileSample
 from datamodules.problems import BadFileError, Problem
 
@@ -32,7 +34,7 @@ class Inspection:
         sample: the sample.
         size: height and width in px, None where the image cannot be decoded.
         covered: share of the image that the mask covers, None without one.
-        digest: SHA-256 of the image file.
+        digest: SHA-256 of the image file, or of the pixels of a sample without files.
         signature: unit vector of the image's coarse structure; similar images have a scalar
             product near 1.
         thumbnail: small JPEG picture with the mask's outline.
@@ -40,7 +42,7 @@ class Inspection:
         remarks: what may be right but is worth a look.
     """
 
-    sample: FileSample
+    sample: Sample
     size: tuple[int, int] | None = None
     covered: float | None = None
     digest: str | None = None
@@ -49,28 +51,41 @@ class Inspection:
     problems: list[Problem] = field(default_factory=list)
     remarks: list[Problem] = field(default_factory=list)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image file and its masks; the id of a sample without files, such as a made-up one."""
+        if isinstance(self.sample, FileSample):
+            return (self.sample.image, *self.sample.masks)
+        return (Path(self.sample.id),)
 
-def inspect_samples(samples: Sequence[FileSample]) -> Iterator[Inspection]:
+
+def inspect_samples(samples: Sequence[Sample]) -> Iterator[Inspection]:
     """Decode samples in parallel and yield what was found, in their order."""
     with ThreadPoolExecutor() as pool:
         yield from pool.map(_inspect, samples)
 
 
-def _inspect(sample: FileSample) -> Inspection:
+def _inspect(sample: Sample) -> Inspection:
     found = Inspection(sample)
+    content = b""
     try:
         image, mask = sample.load()
+        if isinstance(sample, FileSample):
+            content = sample.image.read_bytes()
+            if is_transparent(sample.image):
+                message = f"The image {sample.image} has transparent pixels, read as white."
+                found.remarks.append(Problem("transparent image", sample.image, message))
     except BadFileError as error:
         found.problems.append(error.problem)
         return found
     found.size = image.shape[:2]
-    found.digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
+    found.digest = hashlib.sha256(content or image.tobytes()).hexdigest()
     found.signature = _signature(image)
     if mask is not None:
         found.covered = float(mask.mean())
         extreme = {0.0: "empty mask", 1.0: "full mask"}.get(found.covered)
         if extreme:
-            path = sample.masks[0]
+            path = found.files[:2][-1]
             found.remarks.append(
                 Problem(extreme, path, f"The mask {path} is {extreme.split()[0]}; look at it.")
             )
@@ -108,7 +123,7 @@ def same_files(inspections: Sequence[Inspection]) -> list[list[int]]:
     groups: dict[str, dict[Path, int]] = {}
     for index, found in enumerate(inspections):
         if found.digest is not None:
-            groups.setdefault(found.digest, {}).setdefault(found.sample.image, index)
+            groups.setdefault(found.digest, {}).setdefault(found.files[0], index)
     return [sorted(group.values()) for group in groups.values() if len(group) > 1]
 
 

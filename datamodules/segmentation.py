@@ -9,7 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from datamodules.base import CachedDataModule
-from datamodules.edges import edge_distance
+from datamodules.edges import EDGES
 from datamodules.files import FileSample, Listing, pair_files
 from datamodules.loading import CachedDataset
 
@@ -20,6 +20,10 @@ __all__: list[str] = []
 class SegmentationDataset(CachedDataset):
     """Images with their masks, or without where a part has none.
 
+    Args:
+        edges: as in `SegmentationDataModule`.
+        args, samples, settings: everything that `CachedDataset` takes.
+
     Attributes:
         native: also give each mask at its own size, as `native_mask`, uint8 `(H, W)` of {0, 1}.
         teacher_maps: a teacher's probabilities for each sample in order, uint8 `(N, S, S)` from 0
@@ -27,8 +31,11 @@ class SegmentationDataset(CachedDataset):
             [0, 1], augmented with the image.
     """
 
-    def __init__(self, *args: Any, samples: Sequence[FileSample], **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, samples: Sequence[FileSample], edges: str = "border", **settings: Any
+    ) -> None:
         super().__init__(*args, samples=samples, **settings)
+        self.edge_distance = EDGES[edges]
         self.samples = samples
         self.labelled = all(sample.labelled for sample in samples)
         self.native = False
@@ -51,7 +58,7 @@ class SegmentationDataset(CachedDataset):
         return {
             "image": self.normalised(image),
             "mask": mask,
-            "edge_distance": edge_distance(mask),
+            "edge_distance": self.edge_distance(mask),
             **({"teacher_probability": taught / 255} if len(taught) else {}),
             **native,
         }
@@ -61,12 +68,23 @@ class SegmentationDataModule(CachedDataModule):
     """Lesion segmentation data in the batch contract of the project.
 
     Batches are dicts of `image` float32 `(B, 3, S, S)`, `mask` float32 `(B, 1, S, S)` of {0, 1},
-    or with `soft_masks` in [0, 1], `edge_distance` float32 `(B, 1, S, S)` in pixels, `id` (list of
-    str) and `size` int64 `(B, 2)`, height and width of the originals. A test part that is published
-    without masks has neither `mask` nor `edge_distance`: it can be predicted, not tested.
+    or with `mask_resize=soft` in [0, 1], `edge_distance` float32 `(B, 1, S, S)` in pixels, `id`
+    (list of str) and `size` int64 `(B, 2)`, height and width of the originals. A test part that is
+    published without masks has neither `mask` nor `edge_distance`: it can be predicted, not tested.
     """
 
     dataset_class: ClassVar = SegmentationDataset
+
+    @property
+    def mask_fingerprint(self) -> str:
+        # Splits of runs from before there was a choice have no such part.
+        settings = [] if self.mask_resize == "published" else [self.mask_resize]
+        if self.mask_threshold is not None:
+            settings.append(f"threshold {self.mask_threshold}")
+        return " ".join(settings)
+
+    def dataset_settings(self) -> dict[str, Any]:
+        return {**super().dataset_settings(), "edges": self.edges}
 
     def list_published(
         self, folders: Sequence[tuple[str, str, str]], mask_suffix: str = "_segmentation"
@@ -84,6 +102,28 @@ class SegmentationDataModule(CachedDataModule):
             if folder.is_dir() or not listing.samples:
                 listing += pair_files([folder], self.root / masks, mask_suffix, self.hint, part)
         return listing
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self._refuse_empty_masks()
+
+    def _refuse_empty_masks(self) -> None:
+        """Refuse masks that are all empty, in the whole set or in its training part.
+
+        Raises:
+            UserError: they are.
+        """
+        train = [self.datasets["train"]]
+        parts = [("dataset", list(self.datasets.values())), ("train part", train)]
+        for what, datasets in parts:
+            rows = {row for dataset in datasets if dataset.labelled for row in dataset.indices}
+            # The first mask with a lesion ends the search.
+            if rows and not any(self.cache.masks[row].any() for row in rows):
+                raise UserError(
+                    f"All {len(rows)} masks of the {what} {self.name} in {self.root} are empty at "
+                    f"{self.image_size} px; save 0 for skin and 255 for lesion as colours, not in "
+                    "the alpha channel."
+                )
 
     def test_at_native_size(self) -> None:
         """Have the test batches carry `native_mask` too, a list of uint8 `(H, W)` of {0, 1}."""

@@ -344,9 +344,16 @@ def _refuse_empty_parts(parts: Sequence[str], reference: Sequence[int], what: st
             )
 
 
-def split_sha(ids: Sequence[str], parts: Sequence[str]) -> str:
-    """Return a digest of who is where, to tell whether two runs used the same split."""
+def split_sha(ids: Sequence[str], parts: Sequence[str], masks: str = "") -> str:
+    """Return a digest of the split: equal for two runs with equal images in equal parts.
+
+    Args:
+        ids: of all samples, in any order.
+        parts: of each sample.
+        masks: how their true masks are made; runs with other masks have other splits.
+    """
     lines = "".join(f"{i},{p}\n" for i, p in sorted(zip(ids, parts, strict=True)))
+    lines += f"masks,{masks}\n" if masks else ""
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 

@@ -8,11 +8,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from common.geometry import Box, fitted
+from common.geometry import fitted, interpolation_weights
 
 __all__ = [
     "ANTIALIAS",
+    "MASK_RESIZE",
     "NORMALIZATIONS",
+    "SOFT_MASKS",
     "normalise",
     "resize_image",
     "resize_mask",
@@ -20,6 +22,9 @@ __all__ = [
 ]
 
 ANTIALIAS = (True, False, "pillow")
+MASK_RESIZE = ("area", "soft", "published", "pillow")
+# Those that leave grey edges.
+SOFT_MASKS = ("soft", "pillow")
 NORMALIZATIONS = ("minmax", "reference", "imagenet")
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -36,55 +41,85 @@ def resize_image(
         antialias: whether shrinking low-passes; `pillow` has Pillow do it, which rounds otherwise,
             by a grey level here and there; without, the pixels are those of torchvision 0.15,
             which the references pin.
-        letterbox: keep the proportions and fill the rest with the mean colour; otherwise the image
-            is squashed.
+        letterbox: keep the proportions, to a fraction of a pixel, and fill the rest with the mean
+            colour; otherwise the image is squashed.
     """
-    box = fitted(image.shape[:2], size, letterbox)
+    if letterbox:
+        return _letterboxed(image, size, bool(antialias))
     if antialias == "pillow":
-        resized = _pillow_resize(image, box)
-    else:
-        tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
-        bilinear = F.InterpolationMode.BILINEAR
-        resized = F.resize(tensor, [box.height, box.width], bilinear, antialias=antialias)
-        resized = resized.permute(1, 2, 0).contiguous().numpy()
-    if not letterbox:
-        return resized
-    square = np.empty((size, size, 3), dtype=np.uint8)
-    square[:] = image.mean(axis=(0, 1)).round()
-    square[box.rows, box.columns] = resized
-    return square
+        return _pillow_resize(image, size)
+    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    bilinear = F.InterpolationMode.BILINEAR
+    resized = F.resize(tensor, [size, size], bilinear, antialias=antialias)
+    return resized.permute(1, 2, 0).contiguous().numpy()
+
+
+def _letterboxed(image: np.ndarray, size: int, antialias: bool) -> np.ndarray:
+    height, width = image.shape[:2]
+    box, span = fitted((height, width), size, letterbox=True), max(height, width)
+    weights, covered = [], []
+    for length, start in ((height, box.top), (width, box.left)):
+        step = span / size
+        part = interpolation_weights(length, size, -start * step, step, lowpass=antialias)
+        weights.append(part.astype(np.float32))
+        covered.append(_overlaps(length, size, span).sum(1) / (2 * span))
+    rows = weights[0] @ image.reshape(height, -1).astype(np.float32)
+    inside = weights[1] @ rows.reshape(size, width, 3)
+    share = np.outer(*covered)[..., None]
+    square = share * inside + (1 - share) * image.mean(axis=(0, 1))
+    return (square + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def resize_mask(
-    mask: np.ndarray, size: int, letterbox: bool = False, soft: bool = False
+    mask: np.ndarray, size: int, letterbox: bool = False, how: str = "area"
 ) -> np.ndarray:
-    """Make a mask square as `resize_image` does, with skin around it.
+    """Make a mask square as `resize_image` does an image, with skin around it.
 
     Args:
         mask: uint8 `(H, W)` of {0, 1}.
         size: side in pixels.
-        letterbox: as in `resize_image`.
-        soft: bilinear and low-passed when shrunk, as Pillow does it, with grey edges; otherwise by
-            nearest neighbours.
+        letterbox: as in `resize_image`; only `area` and `soft` can.
+        how: `area` makes a pixel lesion where lesion covers at least half of it; `soft` keeps that
+            share; `published` takes the upper left neighbour, which moves a mask down and right by
+            up to half a pixel of the square, as DermoSegDiff and EFKD; `pillow` is Pillow's
+            bilinear shrinking with grey edges, as the DeepLabV3+ distillation.
 
     Returns:
-        uint8 `(size, size)` of {0, 1}, or with `soft` from 0 to 255.
+        uint8 `(size, size)` of {0, 1}, or where `how` is in `SOFT_MASKS` from 0 to 255.
     """
-    box = fitted(mask.shape, size, letterbox)
-    if soft:
-        inside = _pillow_resize(mask * np.uint8(255), box)
-    else:
+    if how == "pillow":
+        return _pillow_resize(mask * np.uint8(255), size)
+    if how == "published":
         tensor = torch.from_numpy(mask.copy())[None]
-        nearest = F.InterpolationMode.NEAREST
-        inside = F.resize(tensor, [box.height, box.width], nearest)[0].numpy()
-    square = np.zeros((size, size), dtype=mask.dtype)
-    square[box.rows, box.columns] = inside
-    return square
+        return F.resize(tensor, [size, size], F.InterpolationMode.NEAREST)[0].numpy()
+    spans = (max(mask.shape),) * 2 if letterbox else mask.shape
+    rows, columns = (
+        _overlaps(length, size, span) for length, span in zip(mask.shape, spans, strict=True)
+    )
+    # Whole numbers below 2^53, so that ties are the same whichever way an image is turned.
+    covered = rows @ mask.astype(np.float64) @ columns.T
+    whole = 4.0 * spans[0] * spans[1]
+    if how == "soft":
+        return np.floor(covered * 255 / whole + 0.5).astype(np.uint8)
+    return (2 * covered >= whole).astype(np.uint8)
 
 
-def _pillow_resize(values: np.ndarray, box: Box) -> np.ndarray:
+def _overlaps(length: int, cells: int, span: int) -> np.ndarray:
+    """Return how much of each cell each pixel covers, float64 `(cells, length)`.
+
+    The pixels lie in the middle of `span`, which the cells divide. The unit is such that all are
+    whole numbers: a pixel has `2 * cells`, a cell `2 * span`.
+    """
+    pixels = cells * (span - length) + 2 * cells * np.arange(length + 1)
+    borders = 2 * span * np.arange(cells + 1)
+    first = np.maximum(borders[:-1, None], pixels[:-1])
+    last = np.minimum(borders[1:, None], pixels[1:])
+    return (last - first).clip(0).astype(np.float64)
+
+
+def _pillow_resize(values: np.ndarray, size: int) -> np.ndarray:
     picture = Image.fromarray(values)
-    return np.asarray(picture.resize((box.width, box.height), Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def stretch_to_uint8(image: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Builds the objects of a run from its config, by name and never by a foreign `_target_`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -154,7 +154,7 @@ def complete(config: dict[str, Any]) -> None:
     if (kind == "classification") != (classes is not None):
         needed, has, other = (
             ("masks", "diagnoses", "datamodule=isic2018")
-            if classes
+            if classes is not None
             else ("diagnoses", "masks", "datamodule=isic2019")
         )
         raise UserError(
@@ -163,6 +163,8 @@ def complete(config: dict[str, Any]) -> None:
         )
     if classes is None:
         return
+    if not classes:
+        classes = _find_classes(data)
     config["lightning_module"]["classes"] = list(classes)
     network = look_up(networks, config["network"]["name"], "network.name")
     kwargs = config["network"].setdefault("kwargs", {})
@@ -170,6 +172,15 @@ def complete(config: dict[str, Any]) -> None:
         kwargs["num_classes"] = len(classes)
     if data.get("metadata"):
         kwargs["metadata"] = len(datamodule.available_metadata)
+
+
+def _find_classes(data: dict[str, Any]) -> Sequence[str]:
+    """Return classes that only the files of a dataset tell, and write them into its config."""
+    if data.get("skip_other_classes") is None:
+        data["skip_other_classes"] = data.get("classes") is not None
+    classes = build_datamodule(data).find_classes()
+    data["classes"] = list(classes)
+    return classes
 
 
 def takes_teacher(config: Config) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table
+from datamodules.files import printable
 from datamodules.inspection import Inspection, inspect_samples, near_duplicates, same_files
 from datamodules.problems import Problem
 from datamodules.splits import PARTS, leaks, spread, write_split
@@ -36,14 +38,19 @@ def run(config: dict[str, Any]) -> None:
     """
     datamodule = build_datamodule(config["datamodule"])
     folder = Path(config["paths"]["run"])
-    listing = datamodule.list_files()
+    listing = datamodule.read_listing()
     samples = sorted(listing.samples, key=lambda sample: sample.id)
     looks = track(inspect_samples(samples), f"Checking {datamodule.name}", len(samples))
     inspections = list(looks)
     parts, problems, remarks = _split(datamodule, samples)
     problems = [*listing.problems, *problems]
     problems += [problem for found in inspections for problem in found.problems]
-    remarks += [remark for found in inspections for remark in found.remarks]
+    if {found.covered for found in inspections} - {None} == {0.0}:
+        message = f"All masks in {datamodule.root} are empty; save 0 for skin and 255 for lesion."
+        problems.append(Problem("all masks empty", datamodule.root, message))
+    # The headers and the pixels of a file may show the same.
+    problems = list(dict.fromkeys(problems))
+    remarks += dict.fromkeys(remark for found in inspections for remark in found.remarks)
     _add_copies(inspections, parts, problems, remarks)
 
     report = _report(datamodule, inspections, parts, problems, remarks)
@@ -104,7 +111,7 @@ def _add_copies(
 
     for rows in same_files(inspections):
         names, apart = describe(rows)
-        path = inspections[rows[0]].sample.image
+        path = inspections[rows[0]].files[0]
         message = f"{names} are the same image file; keep one of them."
         if apart:
             problems.append(Problem("image in two parts", path, message))
@@ -114,7 +121,7 @@ def _add_copies(
         names, apart = describe((first, second))
         kind = "alike in two parts" if apart else "alike"
         message = f"{names} look alike ({similarity:.3f}); they may show one lesion."
-        remarks.append(Problem(kind, inspections[first].sample.image, message))
+        remarks.append(Problem(kind, inspections[first].files[0], message))
 
 
 def _report(
@@ -129,7 +136,7 @@ def _report(
     counts = Counter(parts.values())
 
     def entries(found: Sequence[Problem]) -> list[dict[str, str]]:
-        return [{"kind": p.kind, "path": str(p.path), "message": p.message} for p in found]
+        return [{"kind": p.kind, "path": printable(p.path), "message": p.message} for p in found]
 
     return {
         "dataset": datamodule.name,
@@ -145,7 +152,9 @@ def _report(
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:
-    table = Table(title=f"{report['dataset']}: {report['samples']} samples in {report['root']}")
+    # What is made up has no folder.
+    place = "" if report["root"] == "." else f" in {escape(report['root'])}"
+    table = Table(title=f"{report['dataset']}: {report['samples']} samples{place}")
     table.add_column("")
     table.add_column("number", justify="right")
     table.add_column("first", overflow="fold")
@@ -156,9 +165,9 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         kinds = Counter(entry["kind"] for entry in report[what])
         for kind, count in kinds.most_common():
             first = next(entry["message"] for entry in report[what] if entry["kind"] == kind)
-            table.add_row(kind, str(count), first, style=style)
+            table.add_row(kind, str(count), escape(first), style=style)
     console.print(table)
-    console.print(f"report: {folder / 'report.html'}")
+    console.print(f"report: {folder / 'report.html'}", markup=False)
 
 
 def _shown(
@@ -167,7 +176,7 @@ def _shown(
     """Return the samples of the contact sheet: those that something is said of, then others."""
     named = {problem.path for problem in problems}
     drawn = [found for found in inspections if found.thumbnail is not None]
-    remarkable = [bool(named & {f.sample.image, *f.sample.masks}) for f in drawn]
+    remarkable = [not named.isdisjoint(f.files) for f in drawn]
     first = [f for f, marked in zip(drawn, remarkable, strict=True) if marked][:count]
     rest = [f for f, marked in zip(drawn, remarkable, strict=True) if not marked]
     return first + [rest[row] for row in spread(len(rest), count - len(first))]

@@ -10,6 +10,7 @@ from torch import nn
 from common.errors import UserError, check_choice
 from common.files import atomic_path
 from tasks.build import build_network
+from tasks.configuration import modernise
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -90,6 +91,7 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
             f"The config in {key}={path} has no {missing[0]}, so it is no checkpoint of this "
             "project; give a .ckpt file from a run's checkpoints/ folder."
         )
+    modernise(config)
     return checkpoint
 
 

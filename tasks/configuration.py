@@ -1,7 +1,7 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "choices",
     "get_value",
     "given_keys",
+    "modernise",
     "plain",
     "relocate",
     "set_value",
@@ -89,6 +90,7 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     for name in TRAINED_FOR:
         if f"datamodule.{name}" not in given and name in trained_data:
             data[name] = trained_data[name]
+    _keep_classes(data, trained, given)
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
@@ -122,6 +124,23 @@ def check_image_settings(data: Mapping[str, Any]) -> None:
     for key, choices in (("antialias", ANTIALIAS), ("letterbox", (True, False))):
         value = data.get(key, choices[0])
         check_choice(f"datamodule.{key}", str(value) if type(value) is int else value, choices)
+
+
+def _keep_classes(data: dict[str, Any], trained: dict[str, Any], given: Sequence[str]) -> None:
+    """Have a dataset that takes its classes from the config label them as a checkpoint does."""
+    classes = trained["lightning_module"].get("classes")
+    if "classes" not in data or classes is None:
+        return
+    if "datamodule.classes" in given and list(map(str, data["classes"] or ())) != classes:
+        raise UserError(
+            f"datamodule.classes={data['classes']} cannot change a trained checkpoint, which has "
+            f"{classes}; leave it out."
+        )
+    data["classes"] = list(classes)
+    # Elsewhere a class may only be called otherwise, and must not be left out unseen.
+    moved = {"datamodule", "datamodule.root", "datamodule.table"} & set(given)
+    if moved and "datamodule.skip_other_classes" not in given:
+        data["skip_other_classes"] = False
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -164,3 +183,19 @@ def relocate(root: str, old_base: str, new_base: str) -> str:
     return (
         str(Path(new_base) / path.relative_to(old_base)) if path.is_relative_to(old_base) else root
     )
+
+
+def modernise(config: dict[str, Any]) -> None:
+    """Give a config that an earlier version stored the keys of today, with what they meant then.
+
+    Masks and edges stay where they were for the network that the config belongs to.
+    """
+    data = config.get("datamodule")
+    if not isinstance(data, dict) or "mask_resize" in data:
+        return
+    soft = data.pop("soft_masks", False)
+    if data.get("letterbox"):
+        data["mask_resize"] = "soft" if soft else "area"
+    else:
+        data["mask_resize"] = "pillow" if soft else "published"
+    data.setdefault("edges", "canny")

@@ -11,7 +11,7 @@ from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
 from common.runs import dataset_label, find_runs, read_results, run_label
-from tasks.configuration import get_value, given_keys, relocate, set_value
+from tasks.configuration import get_value, given_keys, modernise, relocate, set_value
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
@@ -27,6 +27,14 @@ _FREE = (
     "datamodule.num_workers",
     "callbacks.non_finite",
     "callbacks.last.every_minutes",
+)
+# What a run has found for itself, and its command need not give.
+_FOUND = (
+    "datamodule.classes",
+    "datamodule.skip_other_classes",
+    "lightning_module.classes",
+    "network.kwargs.num_classes",
+    "network.kwargs.metadata",
 )
 # What follows from `paths`.
 _PLACES = ("datamodule.root", "datamodule.cache")
@@ -153,7 +161,8 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
         else:
             theirs, ours = get_value(stored, key), get_value(config, key)
             for part in _differing(theirs, ours, key):
-                if part not in _PLACES and not _is_free(part):
+                found = part in _FOUND and get_value(config, part) is None
+                if not found and part not in _PLACES and not _is_free(part):
                     _check_equal(folder, part, get_value(stored, part), get_value(config, part))
     _follow_paths(merged, stored, config, given)
     identity = get_value(stored, "logger.wandb.id")
@@ -187,6 +196,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or stored.get("task") != "fit":
         raise UserError(f"{folder} is no training run; resume=<folder> needs one.")
+    modernise(stored)
     return stored
 
 

@@ -196,7 +196,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     for key, value in scores.items():
         _, score, *name = key.split("/")
         if name and score != "loss":
-            by_class.setdefault(name[0], {})[score] = value
+            by_class.setdefault("/".join(name), {})[score] = value
         else:
             table.add_row(key, f"{value:.4f}")
     table.add_row("run folder", _short(folder), style="bold")

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from common.errors import UserError
-from lightning_modules.metrics import classification_scores
+from lightning_modules.metrics import classification_scores, positive_class
 
 __all__ = [
     "Predictions",
@@ -110,10 +110,8 @@ def resampled_scores(
 def _scores(
     predictions: Predictions, settings: Mapping[str, Any], weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    names = [name.lower() for name in predictions.classes]
     known = dict(settings)
-    if str(known.get("positive")).lower() not in names:
-        known["positive"] = None
+    known["positive"] = positive_class(known.get("positive"), predictions.classes)
     return classification_scores(
         predictions.probability,
         predictions.labels,

@@ -8,6 +8,7 @@ from lightning_modules.metrics.classification import (
     RocCurve,
     classification_scores,
     confusion_matrix,
+    positive_class,
     reliability,
     roc_curves,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "expected_dice",
     "iou_score",
     "overlap_counts",
+    "positive_class",
     "reliability",
     "roc_curves",
     "uncertainty_correlation",

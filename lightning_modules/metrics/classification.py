@@ -17,14 +17,17 @@ __all__ = [
     "RocCurve",
     "classification_scores",
     "confusion_matrix",
+    "positive_class",
     "reliability",
     "roc_curves",
 ]
 
 # Replicates are scored in blocks of about that many counts, which bounds the memory.
 BLOCK = 1 << 20
-# Melanoma, the class that must not be missed. A list of classes may lack it.
+# Melanoma, the class that must not be missed. A list of classes may lack it, or have it under
+# another name.
 MELANOMA = "MEL"
+MELANOMA_NAMES = (MELANOMA, "melanoma", "malignant")
 
 
 def classification_scores(
@@ -203,7 +206,7 @@ class ClassificationScores(nn.Module):
         classes: their names, in the order of the labels.
         bins: of the calibration error.
         positive: the class, in upper or lower case, whose sensitivity at `specificity` is scored;
-            null scores none, nor does MEL where no class is called that.
+            null scores none. MEL is also melanoma, else malignant, and none without such a class.
         specificity: that this sensitivity is to have.
 
     Raises:
@@ -225,14 +228,14 @@ class ClassificationScores(nn.Module):
             if not fine:
                 raise UserError(f"metrics.{key}={value} is outside its range.")
         self.classes = tuple(classes)
-        if positive is not None and _index(positive, self.classes) is None:
-            if positive.casefold() != MELANOMA.casefold():
-                raise UserError(
-                    f"metrics.positive={positive} is no class of the data; choose one of "
-                    f"{', '.join(self.classes)}, or null."
-                )
-            positive = None
-        self.positive = positive
+        found = positive_class(positive, self.classes)
+        optional = positive is None or str(positive).casefold() == MELANOMA.casefold()
+        if found is None and not optional:
+            raise UserError(
+                f"metrics.positive={positive} is no class of the data; choose one of "
+                f"{', '.join(self.classes)}, or null."
+            )
+        self.positive = positive = found
         settings = {"bins": bins, "positive": positive, "specificity": specificity}
         self.pooled = _PooledScores(self.classes, settings)
 
@@ -308,6 +311,16 @@ def _checked(probability: ArrayLike, label: ArrayLike) -> tuple[np.ndarray, np.n
     if truth.min() < 0 or truth.max() >= chance.shape[1]:
         raise ValueError(f"labels must be from 0 to {chance.shape[1] - 1}")
     return chance, truth.astype(np.int64)
+
+
+def positive_class(positive: str | None, classes: Sequence[str]) -> str | None:
+    """Return the class that `positive` means, as it is written in `classes`; None without one."""
+    if positive is None:
+        return None
+    is_melanoma = str(positive).casefold() == MELANOMA.casefold()
+    names = MELANOMA_NAMES if is_melanoma else (str(positive),)
+    found = (_index(name, classes) for name in names)
+    return next((classes[index] for index in found if index is not None), None)
 
 
 def _index(name: str, classes: Sequence[str]) -> int | None:

@@ -13,7 +13,8 @@ from common.errors import UserError
 from datamodules.cache import open_cache
 from datamodules.decoding import read_image, read_mask
 from datamodules.isic2018 import ISIC2018
-from datamodules.transforms import resize_image, resize_mask
+from datamodules.synthetic import SyntheticSample
+from datamodules.transforms import MASK_RESIZE, resize_image, resize_mask
 
 
 def find(data):
@@ -32,7 +33,7 @@ def test_arrays_hold_the_resized_samples(isic_copy, tmp_path):
     assert np.array_equal(cache.images[3], expected)
     assert set(np.unique(cache.masks)) == {0, 1}
     assert cache.sizes.tolist() == [[144, 192]] * 10
-    assert cache.meta == {"count": 10, "empty_masks": 0, "full_masks": 0}
+    assert cache.meta == {"count": 10, "empty_masks": 0, "full_masks": 0, "mask_resize": "area"}
 
 
 def test_constant_masks_are_kept_and_counted(isic_copy, tmp_path):
@@ -43,7 +44,8 @@ def test_constant_masks_are_kept_and_counted(isic_copy, tmp_path):
     cache = open_cache(find(isic_copy), tmp_path / "cache", "isic2018", 16, antialias=True)
     assert cache.masks[0].min() == 1, "a full mask stays full"
     assert cache.masks[1].max() == 0
-    assert cache.meta == {"count": 10, "empty_masks": 1, "full_masks": 2}
+    counts = {"count": 10, "empty_masks": 1, "full_masks": 2}
+    assert cache.meta == counts | {"mask_resize": "area"}
 
 
 def test_a_second_opening_reads_what_the_first_has_written(isic_copy, tmp_path):
@@ -66,13 +68,13 @@ def test_soft_masks_are_kept_in_grey_levels(isic_copy, tmp_path):
     Image.fromarray(speck).save(masks / "ISIC_0000002_segmentation.png")
     samples = find(isic_copy)
     hard, soft = (
-        open_cache(samples, tmp_path / "cache", "isic2018", 16, True, soft_masks=soft)
-        for soft in (False, True)
+        open_cache(samples, tmp_path / "cache", "isic2018", 16, True, mask_resize=how)
+        for how in ("area", "soft")
     )
     assert (hard.soft, soft.soft) == (False, True)
     assert np.array_equal(soft.images, hard.images)
     assert soft.masks.dtype == np.uint8
-    expected = resize_mask(read_mask(samples[3].masks[0]), 16, soft=True)
+    expected = resize_mask(read_mask(samples[3].masks[0]), 16, how="soft")
     assert np.array_equal(soft.masks[3], expected)
     assert len(np.unique(expected)) > 10
     assert (soft.masks[0].min(), soft.masks[1].max()) == (255, 0)
@@ -81,8 +83,18 @@ def test_soft_masks_are_kept_in_grey_levels(isic_copy, tmp_path):
     assert np.array_equal(soft.lesions(rows), soft.masks[rows] > 127)
     assert np.array_equal(hard.lesions(rows), hard.masks[rows])
     assert soft.lesions(rows).dtype == hard.lesions(rows).dtype == np.uint8
-    assert soft.meta == {"count": 10, "empty_masks": 2, "full_masks": 1, "soft_masks": True}
-    assert hard.meta == {"count": 10, "empty_masks": 2, "full_masks": 1}
+    for cache, how in ((soft, "soft"), (hard, "area")):
+        counts = {"count": 10, "empty_masks": 2, "full_masks": 1}
+        assert cache.meta == counts | {"mask_resize": how}
+
+
+def test_every_way_to_shrink_masks_has_a_cache_of_its_own(tmp_path):
+    samples = [SyntheticSample(0, index) for index in range(2)]
+    ways = [{"mask_resize": how} for how in MASK_RESIZE] + [{"letterbox": True}]
+    folders = {open_cache(samples, tmp_path, "synthetic", 8, True, **way).folder for way in ways}
+    assert len(folders) == 5
+    # Those of the version before have masks that lie elsewhere.
+    assert "synthetic-8px-f36101b705f1a465" not in {folder.name for folder in folders}
 
 
 @pytest.mark.parametrize("change", ["size", "antialias", "content", "time", "fewer", "renamed"])

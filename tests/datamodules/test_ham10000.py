@@ -103,12 +103,18 @@ def test_the_first_part_alone_is_a_dataset(ham_copy, tmp_path):
     assert counts(make(ham_copy, tmp_path, split="reference")) == {"train": 9, "val": 2, "test": 1}
 
 
+def quoted(text):
+    lines = (line.replace(",", '"\t"') for line in text.splitlines())
+    return "".join(f'"{line}"\n' for line in lines)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("HAM10000_metadata", lambda text: text),
         ("HAM10000_metadata.tab", lambda text: text.replace(",", "\t")),
-        ("HAM10000_metadata.tab", lambda t: '"' + t.replace(",", '"\t"').replace("\r\n", '"\n"')),
+        ("HAM10000_metadata.tab", quoted),
+        ("HAM10000_metadata.csv", lambda text: text.replace(",", ";")),
         ("HAM10000_metadata.csv", lambda text: "\ufeff" + text),
         ("HAM10000_metadata.csv", lambda t: "\n".join([t.split()[0], *sorted(t.split()[1:])])),
     ],

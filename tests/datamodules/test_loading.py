@@ -220,7 +220,7 @@ def test_a_dataset_takes_no_images_to_its_loader_processes(isic_data, load):
     assert len(pickle.dumps(dataset)) < 5000
 
 
-@pytest.mark.parametrize("name", [n for n in datamodules.__all__ if n != "edge_distance"])
+@pytest.mark.parametrize("name", [n for n in datamodules.__all__ if "distance" not in n])
 def test_every_datamodule_takes_the_same_arguments_first(name, tmp_path):
     cls = getattr(datamodules, name)
     datamodule = cls(tmp_path / "cache", 24, 5)

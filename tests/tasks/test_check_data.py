@@ -1,6 +1,7 @@
 """Every kind of damage is found and named; whole data passes."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from disc_set import write_discs
 from tasks import check_data
 
 IMAGES = "ISIC2018_Task1-2_Training_Input"
@@ -188,3 +190,94 @@ def test_the_sheet_shows_what_is_remarkable_first(isic_copy, check, tmp_path):
     assert page.count("<figure>") == 3
     figures = page[page.index("<figure>") :]
     assert figures.index("ISIC_0000007") < figures.index("ISIC_0000000")
+
+
+def test_the_defaults_are_made_up_data_that_pass(check):
+    report, error = check("datamodule.num_samples=20")
+    assert error is None
+    assert (report["dataset"], report["samples"]) == ("synthetic", 20)
+    assert report["parts"] == {"train": 14, "val": 2, "test": 4}
+    assert report["problems"] == []
+
+
+def folder(root, *overrides):
+    return ("datamodule=folder", f"datamodule.root={root}", *overrides)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_photographs_that_masks_do_not_follow_are_named(check, tmp_path, orientation):
+    root = tmp_path / "mine"
+    names = write_discs(root, 20, orientation=orientation)
+    report, error = check(*folder(root))
+    assert kinds(report["problems"]) == ["EXIF orientation"] * 20
+    assert [
+        name for name in names if any(name in e["message"] for e in report["problems"])
+    ] == names
+    assert "datamodule.exif=" in error
+    assert check(*folder(root, "datamodule.exif=ignore"))[1] is None
+
+
+def test_masks_that_are_all_empty_are_a_problem(check, tmp_path):
+    root = tmp_path / "mine"
+    for name in write_discs(root, 10):
+        save(root / "masks" / f"{name}.png", np.zeros((48, 64), np.uint8))
+    report, error = check(*folder(root))
+    assert kinds(report["problems"]) == ["all masks empty"]
+    assert "are empty" in error
+
+
+def test_masks_in_the_alpha_channel_are_problems(check, tmp_path):
+    root = tmp_path / "mine"
+    for name in write_discs(root, 10):
+        path = root / "masks" / f"{name}.png"
+        rgba = np.zeros((48, 64, 4), np.uint8)
+        rgba[..., 3] = np.asarray(Image.open(path))
+        save(path, rgba)
+    report, error = check(*folder(root))
+    assert kinds(report["problems"]) == ["mask in its alpha channel"] * 10
+    assert "is empty" in error
+
+
+def test_grey_masks_are_problems_without_the_threshold(check, tmp_path):
+    root = tmp_path / "mine"
+    for name in write_discs(root, 10):
+        path = root / "masks" / f"{name}.png"
+        with Image.open(path) as mask:
+            mask.save(path.with_suffix(".jpg"))
+        path.unlink()
+    report, error = check(*folder(root))
+    assert kinds(report["problems"]) == ["mask with grey levels"] * 10
+    assert "datamodule.mask_threshold" in error
+    assert check(*folder(root, "datamodule.mask_threshold=0.5"))[1] is None
+
+
+def test_transparent_photographs_are_remarked(check, tmp_path):
+    root = tmp_path / "mine"
+    names = write_discs(root, 10)
+    for name in names[:2]:
+        path = root / "images" / f"{name}.jpg"
+        with Image.open(path) as photograph:
+            rgba = photograph.convert("RGBA")
+        rgba.putalpha(Image.linear_gradient("L").resize(rgba.size))
+        rgba.save(path.with_suffix(".png"))
+        path.unlink()
+    report, error = check(*folder(root))
+    assert error is None
+    assert kinds(report["remarks"]) == ["transparent image"] * 2
+
+
+def test_files_that_are_no_files_are_named(check, tmp_path):
+    root = tmp_path / "mine[/b]"
+    write_discs(root, 10)
+    (root / "images" / "a_link.jpg").symlink_to(root / "nowhere.jpg")
+    os.mkfifo(root / "masks" / "b_pipe.png")
+    with open(os.path.join(os.fsencode(root), b"images/c_\xff.jpg"), "wb") as file:
+        file.write(b"")
+    report, error = check("datamodule=folder", f"datamodule.root='{root}'")
+    assert kinds(report["problems"]) == [
+        "broken link",
+        "file name that is not UTF-8",
+        "no regular file",
+    ]
+    assert report["samples"] == 10
+    error.encode()

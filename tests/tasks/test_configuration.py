@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from common.errors import UserError
-from tasks.configuration import checkpoint_config, split_override
+from tasks.configuration import checkpoint_config, modernise, split_override
 
 
 @pytest.fixture
@@ -110,3 +110,22 @@ def test_a_test_is_reported_under_its_dataset(make_config, overrides, label):
     trained = copy.deepcopy(make_config(*own, "datamodule.root=data/clinic"))
     given = make_config("task=test", "checkpoint=x", *overrides)
     assert checkpoint_config(given, trained)["data_label"] == label
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({}, ("published", "canny")),
+        ({"soft_masks": False}, ("published", "canny")),
+        ({"soft_masks": True}, ("pillow", "canny")),
+        ({"soft_masks": False, "letterbox": True}, ("area", "canny")),
+        ({"soft_masks": True, "letterbox": True}, ("soft", "canny")),
+        ({"mask_resize": "area", "edges": "border"}, ("area", "border")),
+    ],
+)
+def test_masks_of_earlier_versions_stay_where_they_were(stored, expected):
+    config = {"datamodule": dict(stored)}
+    modernise(config)
+    data = config["datamodule"]
+    assert (data["mask_resize"], data["edges"]) == expected
+    assert "soft_masks" not in data

@@ -61,7 +61,7 @@ def test_views_are_shown(show):
 def test_soft_masks_are_outlined_where_they_are_above_one_half(show):
     settings = ("isic2018", "augmentation=none", "num_epochs=1")
     hard, soft = (
-        cells(show(*settings, f"datamodule.soft_masks={value}"), 3, 3) for value in (False, True)
+        cells(show(*settings, f"datamodule.mask_resize={how}"), 3, 3) for how in ("area", "soft")
     )
     for one, other in zip(hard, soft, strict=True):
         assert 0.9 < green(other[0]) / green(one[0]) < 1.1

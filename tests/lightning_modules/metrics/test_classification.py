@@ -282,9 +282,12 @@ def test_scores_that_are_no_numbers_are_left_out():
 
 
 def test_melanoma_need_not_be_a_class():
-    assert ClassificationScores(("akiec", "mel")).positive == "MEL"
-    assert ClassificationScores(("benign", "malignant")).positive is None
+    assert ClassificationScores(("akiec", "mel")).positive == "mel"
+    assert ClassificationScores(("Malignant", "Melanoma")).positive == "Melanoma"
+    assert ClassificationScores(("benign", "malignant")).positive == "malignant"
+    assert ClassificationScores(("bkl", "nv")).positive is None
     assert ClassificationScores(CLASSES, positive=None).positive is None
+    assert ClassificationScores(("0", "1"), positive=1).positive == "1"
 
 
 @pytest.mark.parametrize(

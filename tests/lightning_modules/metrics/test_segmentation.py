@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from common.geometry import restore
 from lightning_modules.metrics import SegmentationScores, boundary_scores, dice_score
 from lightning_modules.metrics import overlap_counts as count_overlap
 
@@ -55,15 +56,7 @@ def test_native_scores_are_those_at_the_images_own_size(letterbox):
     scores = SegmentationScores(resolution="native", letterbox=letterbox)
     truths, expected = [], []
     for index, (height, width) in enumerate(SIZES):
-        chance = prediction["probability"][[index]]
-        if letterbox:
-            side = max(height, width)
-            rows, columns = (round(length * 16 / side) for length in (height, width))
-            top, left = (16 - rows) // 2, (16 - columns) // 2
-            chance = chance[..., top : top + rows, left : left + columns]
-        resized = torch.nn.functional.interpolate(
-            chance, (height, width), mode="bilinear", antialias=True
-        )
+        resized = restore(prediction["probability"][index], (height, width), letterbox)[None]
         truth = torch.zeros(height, width, dtype=torch.uint8)
         truth[height // 4 : height // 2, width // 4 : width // 2] = 1
         truths.append(truth)
