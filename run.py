@@ -70,7 +70,10 @@ def main() -> None:
     # Otherwise Hydra prints mistakes in the command line its own way and exits with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        sys.argv[1:] = tasks.sweep.expand_cross_validation(sys.argv[1:])
         dispatch()
+    except UserError as error:
+        exit_with(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         exit_with(str(_own(error) or _explain(error)))
 

@@ -15,6 +15,7 @@ from datamodules.tables import read_table
 
 __all__ = [
     "PARTS",
+    "fold_split",
     "grouped_split",
     "leaks",
     "official_split",
@@ -116,6 +117,96 @@ def _deal_groups(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list
     borders = np.cumsum(sizes[:-1]) * len(groups) / sum(sizes)
     part_of_group = np.searchsorted(borders, middles, side="right")
     return [PARTS[part] for part in part_of_group[member]]
+
+
+def fold_split(
+    ids: Sequence[str],
+    groups: Sequence[str | None],
+    labels: Sequence[int | None],
+    folds: int,
+    fold: int,
+    reference: Sequence[int],
+    seed: int,
+) -> list[str]:
+    """Divide samples for one fold of a cross-validation, every group wholly into one part.
+
+    The folds have about as many samples as each other, and about as many of each class. One fold is
+    tested, and of the others validation has the reference's proportion to training. With the same
+    seed, every sample is tested in exactly one fold.
+
+    Args:
+        ids: of the samples; their order does not matter.
+        groups: the group of each sample; None is a group of its own.
+        labels: the class of each sample; None where unknown.
+        folds: their number, at least 2.
+        fold: the one to test, from 0.
+        reference: sizes of train, val and test in the reference.
+        seed: of the division.
+
+    Returns:
+        The part of each sample, by its index.
+
+    Raises:
+        UserError: there are too few groups for a test fold, validation and training.
+    """
+    keys = [("image", i) if g is None else ("group", g) for i, g in zip(ids, groups, strict=True)]
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
+    group = np.array([numbers[key] for key in keys])
+    classes = sorted(set(labels), key=str)
+    label = np.array([classes.index(value) for value in labels])
+    too_few = UserError(
+        f"cross_validation={folds} needs more data: {len(ids)} images in {len(numbers)} groups "
+        "(lesions or patients) are too few for a test fold, validation and training; choose fewer "
+        "folds or add images."
+    )
+    if len(numbers) < folds:
+        raise too_few
+    fold_of = _deal_evenly(group, label, folds, seed)
+    rest = np.flatnonzero(fold_of != fold)
+    left = len(set(group[rest]))
+    if left < 2:
+        raise too_few
+    shares = min(max(2, round(sum(reference[:2]) / reference[1])), left)
+    share_of = _deal_evenly(group[rest], label[rest], shares, [seed, fold])
+    # A class with few groups is needed in training first.
+    known = [len(set(label[rest][share_of != share])) for share in range(shares)]
+    parts = np.full(len(ids), "train", dtype=object)
+    parts[fold_of == fold] = "test"
+    parts[rest[share_of == int(np.argmax(known))]] = "val"
+    return parts.tolist()
+
+
+def _deal_evenly(
+    groups: np.ndarray, labels: np.ndarray, parts: int, seed: int | Sequence[int]
+) -> np.ndarray:
+    """Return the part of each sample, int `(N,)` in [0, `parts`), all of a group in one.
+
+    The largest groups are dealt first, in a random order among those of one size, each to the part
+    that has least of its classes so far, and of these to the smallest.
+
+    scikit-learn's StratifiedGroupKFold refuses classes with fewer samples than folds and takes
+    seconds for the images of ISIC 2019.
+
+    Args:
+        groups: the group of each sample, int `(N,)`.
+        labels: the class of each sample, int `(N,)`.
+        parts: their number, at most that of the groups; then none is empty.
+        seed: of the order.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), labels.max() + 1))
+    np.add.at(counts, (member, labels), 1)
+    weights = 1 / np.maximum(counts.sum(0), 1) ** 2
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
+    dealt = np.zeros((parts, counts.shape[1]))
+    part_of = np.empty(len(names), dtype=int)
+    for group in order:
+        # What the group adds to the sum of squares of the parts' shares of each class.
+        cost = (dealt * counts[group] * weights).sum(1)
+        part_of[group] = np.lexsort((dealt.sum(1), cost))[0]
+        dealt[part_of[group]] += counts[group]
+    return part_of[member]
 
 
 def official_split(

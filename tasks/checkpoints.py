@@ -56,9 +56,17 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         key: the config key that named it, for the message.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of ours.
+        UserError: there is no such file, there are several, or it is no checkpoint of ours.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(
+            f"{key} names several files; only task=predict takes those. Give one .ckpt file."
+        )
     path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"{key}={path} is a folder; give a .ckpt file from a run's checkpoints/ folder."
+        )
     if not path.is_file():
         raise UserError(
             f"{key}={path} does not exist; give a .ckpt file from a run's checkpoints/ folder."

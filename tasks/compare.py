@@ -13,8 +13,10 @@ from common.files import atomic_path, write_text_atomic
 from common.runs import NATIVE, find_runs, name_runs, read_results
 from tasks.cases import draw_cases
 from tasks.statistics import (
+    Predictions,
     compare_predictions,
     compare_scores,
+    join_predictions,
     mean_images,
     read_images,
     read_predictions,
@@ -34,7 +36,7 @@ def run(config: dict[str, Any]) -> None:
     """Compare the first of `runs` with each of the others, on the test images that both have.
 
     Each is the folder of a run, or that of an experiment: its tested runs then count as one, which
-    has the mean of their scores of each image.
+    has the mean of their scores of each image. Folds of a cross-validation each bring their images.
 
     Prints a table of paired differences, those at the size of the original masks first, and writes
     `comparison.json` and `comparison.png` (one image a point) to the run folder. With `pictures`
@@ -62,19 +64,16 @@ def run(config: dict[str, Any]) -> None:
         )
     report = []
     if all(diagnoses):
-        for folder, runs in zip(folders, members, strict=True):
-            if len(runs) > 1:
-                raise UserError(
-                    f"runs: {folder} has {len(runs)} runs that diagnose, and only masks are "
-                    "averaged; give the folder of one of them."
-                )
-        predicted = [read_predictions(runs[0]) for runs in members]
+        predicted = [_predictions(*pair) for pair in zip(folders, members, strict=True)]
         images = [run.of_truth() for run in predicted]
         compared = [
             compare_predictions(predicted[0], other, config["metrics"]) for other in predicted[1:]
         ]
     else:
-        images = [mean_images([read_images(run) for run in runs]) for runs in members]
+        images = [
+            mean_images([read_images(run) for run in runs], pooled=any(map(_is_fold, runs)))
+            for runs in members
+        ]
         compared = [compare_scores(images[0], other) for other in images[1:]]
     first = next(iter(images[0].values()), {})
     score = config["score"] or _default_score(images)
@@ -90,11 +89,14 @@ def run(config: dict[str, Any]) -> None:
     if config["pictures"] and not all(diagnoses):
         for number, own in enumerate(images[1:], 1):
             sign = -1 if score.startswith(_DISTANCES) else 1
+            pair = [members[0][0], members[number][0]]
+            # Of a cross-validation the first run has tested only its fold.
             ids = images[0].keys() & own.keys()
+            ids = ids.intersection(*(read_images(run) for run in pair))
             worst = sorted(ids, key=lambda image: (sign * own[image][score], image))
             worst = worst[: config["pictures"]]
             suffix = f"_{number}" if len(names) > 2 else ""
-            draw_cases([members[0][0], members[number][0]], worst, output / f"worst{suffix}.png")
+            draw_cases(pair, worst, output / f"worst{suffix}.png")
             _print_cases([names[0], names[number]], [images[0], own], worst, score)
     write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
     with atomic_path(output / "comparison.png") as path:
@@ -119,6 +121,22 @@ def _members(folder: Path) -> list[Path]:
     if not runs:
         raise UserError(f"runs: {folder} has no tested run; give folders of runs or experiments.")
     return runs[::-1]
+
+
+def _predictions(folder: Path, runs: list[Path]) -> Predictions:
+    """Return the diagnoses of a run, or of all folds of a cross-validation."""
+    predicted = join_predictions([read_predictions(run) for run in runs])
+    if len(set(predicted.ids)) < len(predicted.ids):
+        raise UserError(
+            f"runs: {folder} has {len(runs)} runs that diagnose, and only masks are averaged; give "
+            "the folder of one of them."
+        )
+    return predicted
+
+
+def _is_fold(run: Path) -> bool:
+    """Tell whether a run tested one fold of a cross-validation."""
+    return bool(((read_results(run) or {}).get("data") or {}).get("folds"))
 
 
 def _print_cases(

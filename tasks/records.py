@@ -64,6 +64,8 @@ class RunRecord:
                 "label": config.get("data_label"),
                 "image_size": data["image_size"],
                 "split_sha": datamodule.split_sha,
+                "folds": data.get("folds"),
+                "fold": data.get("fold"),
                 **counts,
             },
             "objective": config["lightning_module"].get("objective"),

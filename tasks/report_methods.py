@@ -46,7 +46,7 @@ _RECIPE = ("network", "lightning_module", "schedule", "augmentation", "teacher")
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ in nothing but their seed and the fold of a cross-validation.
 
     Attributes:
         name: the experiment that trained them, with a run's folder where two share it.
@@ -88,14 +88,15 @@ class Method:
         folders = [folder for folder, _ in self.runs]
         if not all((folder / "test_images.csv").is_file() for folder in folders):
             return None
-        images = mean_images([read_images(folder) for folder in folders])
+        scores = [read_images(folder) for folder in folders]
+        images = mean_images(scores, pooled=bool(self.results["data"].get("folds")))
         if key not in next(iter(images.values()), {}):
             return None
         return bootstrap_interval(np.array([row[key] for row in images.values()]))
 
 
 def group_runs(runs: Iterable[Run]) -> list[Method]:
-    """Put runs together that differ in nothing but their seed, in the order of their data.
+    """Put runs together that differ in nothing but their seed or fold, in the order of their data.
 
     Those of a sweep over anything else stay apart and have a run's folder in their name. Of several
     tests of one checkpoint on the same data the first counts.
@@ -118,8 +119,10 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
 
 
 def _name(results: Mapping[str, Any]) -> str:
-    """Return the experiment that trained what a run tested."""
-    return results.get("trained_as") or results["experiment"]
+    """Return the experiment that trained what a run tested, and the folds of a cross-validation."""
+    folds = results["data"].get("folds")
+    name = results.get("trained_as") or results["experiment"]
+    return f"{name}, {folds} folds" if folds else name
 
 
 def _recipe(folder: Path) -> str:

@@ -61,10 +61,11 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
     place = f"the folder {data['root']}" if own else data["name"]
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
+    folds = f" cross_validation={data['folds']}" if data.get("folds") else ""
     raise UserError(
         f"{number} of {experiment} on {place} at {data['image_size']} px {verb} found in "
         f"{runs}{passed if leaking else ''}. Train with `python run.py{seeds} "
-        f"experiment={experiment} datamodule.image_size={data['image_size']}`"
+        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`"
         f"{' on the same folder and split' if own else ''}, or set teacher.checkpoint=<file>."
     )
 

@@ -165,3 +165,22 @@ def test_scores_at_the_original_size_come_first(make_run, make_config, tmp_path,
     (entry,) = run(make_config, tmp_path, folders[0], older)
     assert list(entry["scores"]) == ["dice"]
     assert entry["scores"]["dice"]["difference"] == 0
+
+
+def test_folds_of_a_cross_validation_bring_their_own_images(make_config, tmp_path):
+    def make(name, gain):
+        values = dices(40, gain, int(gain * 100))
+        for fold in range(2):
+            own = dict(list(values.items())[fold::2])
+            folder = tmp_path / name / f"run_{fold}"
+            folder.mkdir(parents=True)
+            rows = "".join(f"{image},{dice}\n" for image, dice in own.items())
+            (folder / "test_images.csv").write_text("id,dice\n" + rows)
+            results = {"schema": 1, "experiment": name, "test": {"test/dice": 0.5}}
+            write_results(folder, results | {"data": {"name": "x", "folds": 2, "fold": fold}})
+        return tmp_path / name
+
+    (entry,) = run(make_config, tmp_path, make("plain", 0.0), make("better", 0.05))
+    score = entry["scores"]["dice"]
+    assert score["images"] == 40
+    assert score["difference"] == pytest.approx(0.05, abs=0.01)

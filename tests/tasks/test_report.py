@@ -244,3 +244,22 @@ def test_scores_at_the_original_size_come_first(make_run, make_config, tmp_path)
     assert table(text, "Runs")[1][first] == ""
     assert headings(text, "Methods")[-1] == "Dice, deviation of runs"
     assert ">Dice against cost" in page
+
+
+def test_folds_of_a_cross_validation_share_a_row_with_all_their_images(
+    make_run, make_config, tmp_path
+):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.7, 0.9, (3, 8))
+    data = {"name": "isic2018", "image_size": 64, "n_test": 8, "folds": 3}
+    for fold, own in enumerate(values):
+        folder = make_run("teacher", f"f{fold}", own.mean(), data=data | {"fold": fold})
+        rows = "".join(f"i{fold}_{place},{dice}\n" for place, dice in enumerate(own))
+        (folder / "test_images.csv").write_text("id,dice\n" + rows)
+    make_run("teacher", "plain", 0.95)
+    text, _ = write(make_config, tmp_path)
+    rows = {row[0].strip("| "): row for row in table(text, "Methods, the runs of each together")}
+    assert set(rows) == {"teacher, 3 folds", "teacher"}
+    low, high = bootstrap_interval(values.flatten())
+    cell = f"{values.mean():.4f} ({low:.4f} to {high:.4f})"
+    assert cell in " | ".join(rows["teacher, 3 folds"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from datamodules.splits import fold_split, write_split
 from tasks.build import build_network
 from tasks.seen_images import Seen
 from tasks.teachers import find_teachers, load_teacher
@@ -194,3 +195,19 @@ def test_diagnoses_are_not_averaged(make_config, monkeypatch, change):
     config["teacher"] |= change
     with pytest.raises(UserError, match="average masks, and a classifier has none; set teacher"):
         load_teacher(config)
+
+
+def test_a_fold_of_a_student_finds_the_teacher_of_that_fold(config):
+    ids = [f"image_{number:02d}" for number in range(20)]
+    nothing = [None] * 20
+    teachers, parts = [], []
+    for fold in range(3):
+        split = fold_split(ids, nothing, nothing, 3, fold, (7, 1, 2), 0)
+        parts.append(dict(zip(ids, split, strict=True)))
+        teachers.append(write_run(config, f"2026-01-0{fold}"))
+        write_split(teachers[-1].parents[1] / "splits.csv", parts[-1])
+    config["datamodule"] |= {"folds": 3, "fold": 0}
+    assert [find_teachers(config, own) for own in parts] == [[path] for path in teachers]
+    teachers[0].unlink()
+    with pytest.raises(UserError, match="cross_validation=3"):
+        find_teachers(config, parts[0])
