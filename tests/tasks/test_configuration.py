@@ -120,7 +120,7 @@ def test_masks_of_earlier_versions_stay_where_they_were(stored, expected):
     ("overrides", "label"),
     [
         ((), "clinic"),
-        (("+datamodule.root=data/other",), "other"),
+        (("datamodule.root=data/other",), "other"),
         (("datamodule=ph2",), "ph2"),
     ],
 )
