@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 from difflib import get_close_matches
@@ -11,25 +12,26 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import tasks.resume  # Makes the resolver known that names the run folder.
 import tasks.sweep
+from common.choices import check_choices, explain_key
 from common.cluster import global_rank, requeue
 from common.errors import STOPS, WARNINGS, Interrupted, UserError, exit_with
 from common.files import exclusive
+from common.quoting import quoted, suggest_quotes
 from tasks.configuration import plain
 
-# Choices that a message lists whole.
-FEW = 30
+CONF = Path(__file__).resolve().parent / "conf"
 
 
 @hydra.main(
     version_base="1.3",
-    config_path=str(Path(__file__).resolve().parent / "conf"),
+    config_path=str(CONF),
     config_name="config",
 )
 def dispatch(config: DictConfig) -> float | None:
@@ -56,10 +58,22 @@ def dispatch(config: DictConfig) -> float | None:
 
 def main() -> None:
     """Run the command line."""
+    arguments = quoted(sys.argv[1:])
+    try:
+        arguments = check_choices(arguments, CONF)
+    except UserError as error:
+        exit_with(str(error))
+    # Hydra's parser takes flags before or after all overrides, not among them.
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    # Processes that the Trainer starts are given these again.
+    sys.argv[1:] = [*flags, *(a for a in arguments if a not in flags)]
     # Otherwise Hydra prints mistakes in the command line its own way and exits with code 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
+        sys.argv[1:] = tasks.sweep.expand_cross_validation(sys.argv[1:])
         dispatch()
+    except UserError as error:
+        exit_with(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         exit_with(str(_own(error) or _explain(error)))
 
@@ -106,6 +120,18 @@ def _exit_interrupted(signum: int, folder: Path, config: DictConfig, multirun: b
 def _explain(error: Exception) -> str:
     """Shorten what Hydra says of a group, key or value that does not exist."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()]
+    every = "`python run.py --cfg job` prints every key."
+    if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return f"{error.override} has no value; give {error.override}=<value>. {every}"
+        typed = suggest_quotes(error.override)
+        return f"{error.override} has characters that need quotes; write it as {typed}. {every}"
+    several = re.match(r"Ambiguous value for argument '(.*)'$", first)
+    if several:
+        return f"{several[1]} has several values; add -m to run each of them, or give one."
+    unknown = re.match(r"Could not (?:override|delete) '(?:.*@)?([^']+)'", first)
+    if unknown:
+        return f"{explain_key(unknown[1].replace('/', '.'), CONF)}. {every}"
     if "Available options in" in str(error):
         start = next(i for i, line in enumerate(rest) if line.startswith("Available options"))
         end = next(
@@ -113,13 +139,10 @@ def _explain(error: Exception) -> str:
         )
         # What others are made of is no choice.
         options = [option for option in rest[start + 1 : end] if not option.startswith("_")]
-        said = first.removeprefix("In ")
-        if len(options) <= FEW:
-            return f"{said}. Choose one of {', '.join(options)}."
-        group, _, name = said.rpartition("'")[0].rpartition("'")[2].rpartition("/")
-        near = get_close_matches(name, options, n=5, cutoff=0.5) or options[:5]
-        return f"{said}. Choose a file of conf/{group}, such as {', '.join(near)}."
-    return f"{' '.join([first, *rest])} `python run.py --cfg job` prints every key."
+        name = first.removesuffix("'").rpartition("/")[2]
+        near = "".join(f"; the nearest is {n}" for n in get_close_matches(name, options, n=1))
+        return f"{first.removeprefix('In ')}{near}. Choose one of {', '.join(options)}."
+    return f"{' '.join([first, *rest])} {every}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from datamodules.loading import CachedDataset, EpochSampler
 from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches, collate
 from datamodules.splits import (
     PARTS,
+    fold_split,
     grouped_split,
     official_split,
     proportional_split,
@@ -78,6 +79,9 @@ class CachedDataModule(L.LightningDataModule):
         limit_test: test on that many evenly spaced samples only.
         overfit: train, validate and test on that many evenly spaced training samples, never
             augmented: a method that works drives the loss on them to nothing.
+        folds: divide all labelled images into that many folds for a cross-validation, whatever
+            `split` is; groups stay together and classes are in the same proportions.
+        fold: the fold that is tested, from 0; validation is drawn from the others.
 
     Raises:
         UserError: an argument is outside its range, or the data is missing or broken.
@@ -117,6 +121,8 @@ class CachedDataModule(L.LightningDataModule):
         mask_threshold: float | None = None,
         limit_test: int | None = None,
         overfit: int | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         for key, value, least in (
@@ -126,11 +132,24 @@ class CachedDataModule(L.LightningDataModule):
             ("split_seed", split_seed, 0),
             ("limit_test", 1 if limit_test is None else limit_test, 1),
             ("overfit", 1 if overfit is None else overfit, 1),
+            ("folds", 2 if folds is None else folds, 2),
+            ("fold", 0 if fold is None else fold, 0),
         ):
             if not isinstance(value, int) or value < least:
                 raise UserError(
                     f"datamodule.{key}={value} must be a whole number, at least {least}."
                 )
+        if (folds is None) != (fold is None) or (folds or 1) <= (fold or 0):
+            raise UserError(
+                f"datamodule.folds={folds} and datamodule.fold={fold} do not fit: fold must be one "
+                "of 0 to folds - 1. cross_validation=<number of folds> on the command line runs "
+                "all of them."
+            )
+        if folds is not None and split_file is not None:
+            raise UserError(
+                f"datamodule.split_file={split_file} and a cross-validation of {folds} folds both "
+                "divide the images; leave one of them out."
+            )
         split = split or self.splits[0]
         check_choice("datamodule.split", split, (*self.splits, ALL))
         check_choice("datamodule.normalization", normalization, NORMALIZATIONS)
@@ -174,6 +193,8 @@ class CachedDataModule(L.LightningDataModule):
         self.mask_threshold = mask_threshold
         self.limit_test = limit_test
         self.overfit = overfit
+        self.folds = folds
+        self.fold = fold
         self.datasets: dict[str, CachedDataset] = {}
 
     @property
@@ -199,14 +220,15 @@ class CachedDataModule(L.LightningDataModule):
         return listing
 
     def find_samples(self) -> list[Sample]:
-        """Return every sample of the dataset, sorted by id.
+        """Return every sample of the dataset, sorted by id; with `folds` those with labels.
 
         Raises:
             UserError: the data is missing or incomplete.
         """
         listing = self.read_listing()
         listing.refuse_problems()
-        return sorted(listing.samples, key=lambda sample: sample.id)
+        samples = [s for s in listing.samples if self.folds is None or _has_truth(s)]
+        return sorted(samples, key=lambda sample: sample.id)
 
     def divide(self, samples: Sequence[Sample]) -> list[str]:
         """Return the part of each sample, by the split asked for.
@@ -220,6 +242,10 @@ class CachedDataModule(L.LightningDataModule):
         """
         ids = [sample.id for sample in samples]
         groups = [sample.group for sample in samples]
+        if self.folds is not None and self.fold is not None:
+            labels = [getattr(sample, "label", None) for sample in samples]
+            cut = (self.folds, self.fold, self.reference_split, self.split_seed)
+            return fold_split(ids, groups, labels, *cut)
         if self.split_file is not None:
             parts = read_split(Path(self.split_file), ids)
         elif self.split == ALL:
@@ -267,6 +293,7 @@ class CachedDataModule(L.LightningDataModule):
         if self.datasets:
             return
         samples, self.parts, self.cache = self._load()
+        self.digests = dict(zip(self.parts, self.cache.digests.tolist(), strict=True))
         self.split_sha = split_sha(
             list(self.parts), list(self.parts.values()), self.mask_fingerprint
         )
@@ -278,10 +305,21 @@ class CachedDataModule(L.LightningDataModule):
             chosen = rows["train"][spread(len(rows["train"]), self.overfit)]
             self.datasets = dict.fromkeys(PARTS, self._dataset(samples, chosen, train=True))
 
+    def find_parts(self) -> dict[str, str]:
+        """Return the part of each sample by id, as `setup` will have it, without decoding any.
+
+        Raises:
+            UserError: the data is missing or incomplete, or cannot be divided so.
+        """
+        return self._divided(self.find_samples())
+
+    def _divided(self, samples: Sequence[Sample]) -> dict[str, str]:
+        return dict(zip([s.id for s in samples], self.divide(samples), strict=True))
+
     def _load(self) -> tuple[list[Sample], dict[str, str], SampleCache]:
         samples = self.find_samples()
         # Before the caching, which takes long: a split that is not possible is known now.
-        parts = dict(zip([s.id for s in samples], self.divide(samples), strict=True))
+        parts = self._divided(samples)
         square = (self.image_size, self.antialias, self.letterbox, self.mask_resize)
         cache = open_cache(samples, self.cache_root, self.name, *square)
         return samples, parts, cache
@@ -388,6 +426,11 @@ class CachedDataModule(L.LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             **processes,
         )
+
+
+def _has_truth(sample: Sample) -> bool:
+    """Tell whether a sample has a mask or a class."""
+    return getattr(sample, "label", None) is not None or getattr(sample, "labelled", True)
 
 
 def prepare_process(worker: int) -> None:

@@ -15,6 +15,7 @@ from rich.progress import track
 
 from common.errors import UserError
 from common.files import atomic_folder
+from datamodules.identity import photograph_digest
 from datamodules.transforms import SOFT_MASKS, resize_image, resize_mask
 
 __all__ = ["Sample", "SampleCache", "open_cache"]
@@ -46,7 +47,8 @@ class SampleCache:
     Attributes:
         folder: holds `images.npy` uint8 `(N, S, S, 3)`, `masks.npy` uint8 `(N, S, S)` of {0, 1},
             or where they are `soft` from 0 to 255, `sizes.npy` int64 `(N, 2)` (height, width of the
-            originals) and `meta.json`. Masks that are not known are zeros.
+            originals), `digests.npy` `(N,)` (`photograph_digest` of the originals) and
+            `meta.json`. Masks that are not known are zeros.
     """
 
     folder: Path
@@ -75,6 +77,10 @@ class SampleCache:
     @cached_property
     def sizes(self) -> np.ndarray:
         return np.load(self.folder / "sizes.npy")
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        return np.load(self.folder / "digests.npy")
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -160,6 +166,7 @@ def _build(
         folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
     )
     sizes = np.zeros((count, 2), dtype=np.int64)
+    digests = np.zeros(count, dtype="U16")
     covered = np.full(count, np.nan)
 
     # Decoding JPEGs at reduced size would save time and give other pixels, by up to 78 grey levels.
@@ -167,6 +174,7 @@ def _build(
         image, mask = samples[index].load()
         images[index] = resize_image(image, size, antialias, letterbox)
         sizes[index] = image.shape[:2]
+        digests[index] = photograph_digest(image)
         if mask is not None:
             masks[index] = resize_mask(mask, size, letterbox, mask_resize)
             covered[index] = _lesion(masks[index], mask_resize in SOFT_MASKS).mean()
@@ -177,6 +185,7 @@ def _build(
     images.flush()
     masks.flush()
     np.save(folder / "sizes.npy", sizes)
+    np.save(folder / "digests.npy", digests)
     meta = {
         "count": count,
         "empty_masks": int((covered == 0).sum()),

@@ -70,8 +70,10 @@ class ClassificationDataModule(CachedDataModule):
     Batches are dicts of `image` float32 `(B, 3, S, S)`, `label` int64 `(B,)`, `id` (list of str),
     `size` int64 `(B, 2)`, and with `views` also `views` float32 `(B, 4, 3, S, S)`: the image turned
     by 0, 90, 180 and 270 degrees counter-clockwise, each augmented by itself; in training the image
-    is first mirrored half of the time. `image` is then the first of them. Where a dataset gives
-    them, `metadata` float32 `(B, M)` are `metadata_columns` of the patient and the lesion's place.
+    is first mirrored half of the time. `image` is then the first of them. Photographs are resized
+    to `image_size` before they are turned; the SSD-KD repository turns before it resizes, so views
+    of 90, 180 and 270 degrees can differ from its own by a grey level. Where a dataset gives them,
+    `metadata` float32 `(B, M)` are `metadata_columns` of the patient and the lesion's place.
 
     Args:
         views: for the methods that learn from rotations.

@@ -108,7 +108,7 @@ def _thumbnail(image: np.ndarray, mask: np.ndarray | None) -> bytes:
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     if mask is not None:
-        outline = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+        outline = cv2.resize(mask * 255, size, interpolation=cv2.INTER_AREA) > 127
         small = draw_contour(small, outline, TRUTH_COLOUR)
     file = io.BytesIO()
     Image.fromarray(small).save(file, format="JPEG", quality=85)

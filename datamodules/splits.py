@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from datamodules.tables import read_table
 
 __all__ = [
     "PARTS",
+    "fold_split",
     "grouped_split",
     "leaks",
     "official_split",
     "proportional_split",
+    "read_parts",
     "read_split",
     "refuse_leaks",
     "split_sha",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 PARTS = ("train", "val", "test")
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 def proportional_split(count: int, reference: Sequence[int], order: Sequence[int]) -> list[str]:
@@ -115,6 +119,96 @@ def _deal_groups(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list
     return [PARTS[part] for part in part_of_group[member]]
 
 
+def fold_split(
+    ids: Sequence[str],
+    groups: Sequence[str | None],
+    labels: Sequence[int | None],
+    folds: int,
+    fold: int,
+    reference: Sequence[int],
+    seed: int,
+) -> list[str]:
+    """Divide samples for one fold of a cross-validation, every group wholly into one part.
+
+    The folds have about as many samples as each other, and about as many of each class. One fold is
+    tested, and of the others validation has the reference's proportion to training. With the same
+    seed, every sample is tested in exactly one fold.
+
+    Args:
+        ids: of the samples; their order does not matter.
+        groups: the group of each sample; None is a group of its own.
+        labels: the class of each sample; None where unknown.
+        folds: their number, at least 2.
+        fold: the one to test, from 0.
+        reference: sizes of train, val and test in the reference.
+        seed: of the division.
+
+    Returns:
+        The part of each sample, by its index.
+
+    Raises:
+        UserError: there are too few groups for a test fold, validation and training.
+    """
+    keys = [("image", i) if g is None else ("group", g) for i, g in zip(ids, groups, strict=True)]
+    numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
+    group = np.array([numbers[key] for key in keys])
+    classes = sorted(set(labels), key=str)
+    label = np.array([classes.index(value) for value in labels])
+    too_few = UserError(
+        f"cross_validation={folds} needs more data: {len(ids)} images in {len(numbers)} groups "
+        "(lesions or patients) are too few for a test fold, validation and training; choose fewer "
+        "folds or add images."
+    )
+    if len(numbers) < folds:
+        raise too_few
+    fold_of = _deal_evenly(group, label, folds, seed)
+    rest = np.flatnonzero(fold_of != fold)
+    left = len(set(group[rest]))
+    if left < 2:
+        raise too_few
+    shares = min(max(2, round(sum(reference[:2]) / reference[1])), left)
+    share_of = _deal_evenly(group[rest], label[rest], shares, [seed, fold])
+    # A class with few groups is needed in training first.
+    known = [len(set(label[rest][share_of != share])) for share in range(shares)]
+    parts = np.full(len(ids), "train", dtype=object)
+    parts[fold_of == fold] = "test"
+    parts[rest[share_of == int(np.argmax(known))]] = "val"
+    return parts.tolist()
+
+
+def _deal_evenly(
+    groups: np.ndarray, labels: np.ndarray, parts: int, seed: int | Sequence[int]
+) -> np.ndarray:
+    """Return the part of each sample, int `(N,)` in [0, `parts`), all of a group in one.
+
+    The largest groups are dealt first, in a random order among those of one size, each to the part
+    that has least of its classes so far, and of these to the smallest.
+
+    scikit-learn's StratifiedGroupKFold refuses classes with fewer samples than folds and takes
+    seconds for the images of ISIC 2019.
+
+    Args:
+        groups: the group of each sample, int `(N,)`.
+        labels: the class of each sample, int `(N,)`.
+        parts: their number, at most that of the groups; then none is empty.
+        seed: of the order.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), labels.max() + 1))
+    np.add.at(counts, (member, labels), 1)
+    weights = 1 / np.maximum(counts.sum(0), 1) ** 2
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
+    dealt = np.zeros((parts, counts.shape[1]))
+    part_of = np.empty(len(names), dtype=int)
+    for group in order:
+        # What the group adds to the sum of squares of the parts' shares of each class.
+        cost = (dealt * counts[group] * weights).sum(1)
+        part_of[group] = np.lexsort((dealt.sum(1), cost))[0]
+        dealt[part_of[group]] += counts[group]
+    return part_of[member]
+
+
 def official_split(
     published: Sequence[str | None],
     groups: Sequence[str | None],
@@ -181,10 +275,37 @@ def read_split(path: Path, ids: Sequence[str]) -> list[str]:
     return parts
 
 
-def write_split(path: Path, parts: Mapping[str, str]) -> None:
-    """Write the part of each sample by id as a CSV that `read_split` reads."""
+def read_parts(path: Path) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Return the part of each image by id from the `splits.csv` of a run, and its digests.
+
+    Returns:
+        The parts, and `photograph_digest` by id, or `None` where the file is from before there
+        were digests.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    rows = read_table(path, "id", ["split"], "give the splits.csv of a run")
+    digests = {key: row.get("digest", "") for key, row in rows.items()}
+    known = all(_DIGEST.fullmatch(digest) for digest in digests.values())
+    return {key: row["split"] for key, row in rows.items()}, digests if known else None
+
+
+def write_split(
+    path: Path, parts: Mapping[str, str], digests: Mapping[str, str] | None = None
+) -> None:
+    """Write the part of each sample by id as a CSV that `read_split` reads.
+
+    Args:
+        path: the file.
+        parts: by id.
+        digests: `photograph_digest` by id, a third column.
+    """
+    columns = (parts, digests) if digests else (parts,)
+    rows = [(key, *(column[key] for column in columns)) for key in parts]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("id", "split"), *parts.items()])
+    header = ("id", "split", "digest")[: 1 + len(columns)]
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text_atomic(path, text.getvalue())
 
 

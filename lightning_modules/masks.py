@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lightning_modules.method import Method
-from lightning_modules.metrics import OverlapMetrics, SegmentationScores, overlap_counts
+from lightning_modules.metrics import (
+    OverlapMetrics,
+    SegmentationScores,
+    lesion_masks,
+    overlap_counts,
+)
 
 # Not the base class: what is listed here can be chosen as a method.
 __all__: list[str] = []
@@ -47,7 +52,8 @@ class MaskModule(Method):
         return self.test_scores.compute()
 
     def score_validation(self, result: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        self.val_overlap.update(overlap_counts(result["probability"] > 0.5, batch["mask"]))
+        predicted = lesion_masks(result["probability"], batch["mask"])
+        self.val_overlap.update(overlap_counts(predicted, batch["mask"]))
 
     def score_test(
         self, result: Mapping[str, Tensor], batch: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """A trained module that is only ever asked."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,14 @@ class FrozenTeacher:
         members: all modules.
         module: the first one, the only one where there are no others.
         objective: what a denoising teacher predicts, none for others and for several.
+        seen: for each member, which images it was trained on; set where that is looked up.
     """
 
     def __init__(self, module: nn.Module, *others: nn.Module, turns: bool = False) -> None:
         self.members = [member.eval().requires_grad_(False) for member in (module, *others)]
         self.module = module
         self.turns = turns
+        self.seen: Sequence[Any] = ()
         self.objective: str | None = None if others else getattr(module, "objective", None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTeacher":

@@ -1,4 +1,4 @@
-"""Makes a training fast, or small: how its network computes, and the rate for larger batches."""
+"""Makes a training fast, or small: how its network computes, and the batch of each process."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from lightning_modules.teacher import FrozenTeacher
 from tasks.inference import accelerate
 from tasks.recomputation import recompute_activations
 
-__all__ = ["accelerate_teacher", "accelerate_training", "check_fused", "scale_learning_rate"]
+__all__ = ["accelerate_teacher", "accelerate_training", "check_fused", "plan_batch"]
 
 _RULES = {"none": lambda k: 1.0, "linear": float, "sqrt": math.sqrt}
 
@@ -84,30 +84,34 @@ def accelerate_teacher(teacher: FrozenTeacher, settings: Mapping[str, Any]) -> N
             member.network.compile()
 
 
-def scale_learning_rate(
+def plan_batch(
     module: L.LightningModule, rule: str, batch_size: int, processes: int, accumulate: int
 ) -> dict[str, Any]:
-    """Scale a module's learning rate to the number of images of an optimizer step.
+    """Divide a batch among the processes, or scale a module's learning rate to a larger one.
 
-    With `k = processes * accumulate` times the images, the rate is that of the config times 1, `k`
-    or `sqrt(k)`. Sources: Goyal et al., "Accurate, Large Minibatch SGD", 2017, for `linear`;
-    Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014, for `sqrt`.
+    With `none` the processes share the images of `batch_size`, rounded up where they do not divide,
+    and the rate stays. With the other rules each process has that many images, and the rate is that
+    of the config times `k` or `sqrt(k)` for `k = processes * accumulate` times the images. Sources:
+    Goyal et al., "Accurate, Large Minibatch SGD", 2017, for `linear`; Krizhevsky, "One weird trick
+    for parallelizing convolutional neural networks", 2014, for `sqrt`.
 
     Args:
         module: with the `optimizer_settings` of the config.
         rule: `none`, `linear` or `sqrt`.
-        batch_size: images of a process.
+        batch_size: images for which the learning rate of the config is.
         processes: how many there are on all machines.
         accumulate: batches whose gradients are one step.
 
     Returns:
-        What `results.json` has of it: `per_process`, `processes`, `accumulate`, `effective` (their
-        product), `scale_lr` and `lr`.
+        For `results.json`: `per_process`, `processes`, `accumulate`, `effective` (their product,
+        the images of an optimizer step), `scale_lr` and `lr`.
 
     Raises:
         UserError: there is no such rule.
     """
     check_choice("training.scale_lr", rule, _RULES)
+    if rule == "none":
+        batch_size = -(-batch_size // processes)
     rate = module.configure_optimizers().param_groups[0]["lr"] * _RULES[rule](
         processes * accumulate
     )

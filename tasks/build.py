@@ -1,7 +1,7 @@
 """Builds the objects of a run from its config, by name and never by a foreign `_target_`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -154,7 +154,7 @@ def complete(config: dict[str, Any]) -> None:
     if (kind == "classification") != (classes is not None):
         needed, has, other = (
             ("masks", "diagnoses", "datamodule=isic2018")
-            if classes
+            if classes is not None
             else ("diagnoses", "masks", "datamodule=isic2019")
         )
         raise UserError(
@@ -163,6 +163,8 @@ def complete(config: dict[str, Any]) -> None:
         )
     if classes is None:
         return
+    if not classes:
+        classes = _find_classes(data)
     config["lightning_module"]["classes"] = list(classes)
     network = look_up(networks, config["network"]["name"], "network.name")
     kwargs = config["network"].setdefault("kwargs", {})
@@ -170,6 +172,15 @@ def complete(config: dict[str, Any]) -> None:
         kwargs["num_classes"] = len(classes)
     if data.get("metadata"):
         kwargs["metadata"] = len(datamodule.available_metadata)
+
+
+def _find_classes(data: dict[str, Any]) -> Sequence[str]:
+    """Return classes that only the files of a dataset tell, and write them into its config."""
+    if data.get("skip_other_classes") is None:
+        data["skip_other_classes"] = data.get("classes") is not None
+    classes = build_datamodule(data).find_classes()
+    data["classes"] = list(classes)
+    return classes
 
 
 def takes_teacher(config: Config) -> bool:
@@ -226,10 +237,14 @@ def call_inputs(network: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
     return (image, image.new_zeros(len(image), metadata)) if metadata else (image,)
 
 
-def check_batch(config: Config) -> None:
+def check_batch(config: Config, images: int | None = None) -> None:
     """Refuse a batch too small for a network to learn from, before any data is read.
 
     BatchNorm over a map of one pixel needs two images.
+
+    Args:
+        config: of the run.
+        images: of a process whose BatchNorm has no others; none: `datamodule.batch_size`.
 
     Raises:
         UserError: `datamodule.batch_size` is too small.
@@ -237,14 +252,14 @@ def check_batch(config: Config) -> None:
     data = config["datamodule"]
     with torch.device("meta"):
         network = build_network(config["network"]).train()
-        image = torch.empty(data["batch_size"], 3, *[data["image_size"]] * 2)
+        image = torch.empty(images or data["batch_size"], 3, *[data["image_size"]] * 2)
         try:
             network(*call_inputs(network, image))
         except ValueError as error:
             raise UserError(
                 f"datamodule.batch_size={data['batch_size']} is too small for "
                 f"network.name={config['network']['name']}, whose BatchNorm takes its statistics "
-                "over the batch; give at least 2."
+                "over the batch of a process; give at least 2 for each."
             ) from error
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from common.errors import UserError, check_choice
 from common.files import atomic_path
 from tasks.build import build_network
+from tasks.configuration import modernise
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -55,9 +56,17 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
         key: the config key that named it, for the message.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of ours.
+        UserError: there is no such file, there are several, or it is no checkpoint of ours.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(
+            f"{key} names several files; only task=predict takes those. Give one .ckpt file."
+        )
     path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"{key}={path} is a folder; give a .ckpt file from a run's checkpoints/ folder."
+        )
     if not path.is_file():
         raise UserError(
             f"{key}={path} does not exist; give a .ckpt file from a run's checkpoints/ folder."
@@ -82,6 +91,7 @@ def load_checkpoint(path: str | Path, key: str = "checkpoint") -> dict[str, Any]
             f"The config in {key}={path} has no {missing[0]}, so it is no checkpoint of this "
             "project; give a .ckpt file from a run's checkpoints/ folder."
         )
+    modernise(config)
     return checkpoint
 
 

@@ -10,11 +10,13 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.files import atomic_path, write_text_atomic
-from common.runs import find_runs, name_runs, read_results
+from common.runs import NATIVE, find_runs, name_runs, read_results
 from tasks.cases import draw_cases
 from tasks.statistics import (
+    Predictions,
     compare_predictions,
     compare_scores,
+    join_predictions,
     mean_images,
     read_images,
     read_predictions,
@@ -27,18 +29,19 @@ __all__ = ["run"]
 
 console = Console(highlight=False)
 # Distances: the higher, the worse.
-_DISTANCES = ("hd95", "assd")
+_DISTANCES = tuple(prefix + name for prefix in (NATIVE, "") for name in ("hd95", "assd"))
 
 
 def run(config: dict[str, Any]) -> None:
     """Compare the first of `runs` with each of the others, on the test images that both have.
 
     Each is the folder of a run, or that of an experiment: its tested runs then count as one, which
-    has the mean of their scores of each image.
+    has the mean of their scores of each image. Folds of a cross-validation each bring their images.
 
-    Prints a table of paired differences and writes `comparison.json` and `comparison.png` (one
-    image a point) to the run folder. With `pictures` there is also a `worst.png` for each of the
-    others: that many images of its lowest score, with the outlines of the first and its own.
+    Prints a table of paired differences, those at the size of the original masks first, and writes
+    `comparison.json` and `comparison.png` (one image a point) to the run folder. With `pictures`
+    there is also a `worst.png` for each of the others: that many images of its lowest score, with
+    the outlines of the first and its own.
 
     Raises:
         UserError: fewer than two runs, a run without test, or runs that share no image.
@@ -61,22 +64,19 @@ def run(config: dict[str, Any]) -> None:
         )
     report = []
     if all(diagnoses):
-        for folder, runs in zip(folders, members, strict=True):
-            if len(runs) > 1:
-                raise UserError(
-                    f"runs: {folder} has {len(runs)} runs that diagnose, and only masks are "
-                    "averaged; give the folder of one of them."
-                )
-        predicted = [read_predictions(runs[0]) for runs in members]
+        predicted = [_predictions(*pair) for pair in zip(folders, members, strict=True)]
         images = [run.of_truth() for run in predicted]
         compared = [
             compare_predictions(predicted[0], other, config["metrics"]) for other in predicted[1:]
         ]
     else:
-        images = [mean_images([read_images(run) for run in runs]) for runs in members]
+        images = [
+            mean_images([read_images(run) for run in runs], pooled=any(map(_is_fold, runs)))
+            for runs in members
+        ]
         compared = [compare_scores(images[0], other) for other in images[1:]]
     first = next(iter(images[0].values()), {})
-    score = config["score"] or ("dice" if "dice" in first else next(iter(first), ""))
+    score = config["score"] or _default_score(images)
     for folder, name, scores, other in zip(
         folders[1:], names[1:], compared, images[1:], strict=True
     ):
@@ -89,16 +89,28 @@ def run(config: dict[str, Any]) -> None:
     if config["pictures"] and not all(diagnoses):
         for number, own in enumerate(images[1:], 1):
             sign = -1 if score.startswith(_DISTANCES) else 1
+            pair = [members[0][0], members[number][0]]
+            # Of a cross-validation the first run has tested only its fold.
             ids = images[0].keys() & own.keys()
+            ids = ids.intersection(*(read_images(run) for run in pair))
             worst = sorted(ids, key=lambda image: (sign * own[image][score], image))
             worst = worst[: config["pictures"]]
             suffix = f"_{number}" if len(names) > 2 else ""
-            draw_cases([members[0][0], members[number][0]], worst, output / f"worst{suffix}.png")
+            draw_cases(pair, worst, output / f"worst{suffix}.png")
             _print_cases([names[0], names[number]], [images[0], own], worst, score)
     write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
     with atomic_path(output / "comparison.png") as path:
         _plot(names, images, score, path)
     console.print(f"comparison: {output / 'comparison.png'}")
+
+
+def _default_score(images: list[dict[str, dict[str, float]]]) -> str:
+    """Return the Dice at the size of the original masks where all runs have it."""
+    columns = [next(iter(run.values()), {}) for run in images]
+    for name in (f"{NATIVE}dice", "dice"):
+        if all(name in own for own in columns):
+            return name
+    return next(iter(columns[0]), "")
 
 
 def _members(folder: Path) -> list[Path]:
@@ -109,6 +121,22 @@ def _members(folder: Path) -> list[Path]:
     if not runs:
         raise UserError(f"runs: {folder} has no tested run; give folders of runs or experiments.")
     return runs[::-1]
+
+
+def _predictions(folder: Path, runs: list[Path]) -> Predictions:
+    """Return the diagnoses of a run, or of all folds of a cross-validation."""
+    predicted = join_predictions([read_predictions(run) for run in runs])
+    if len(set(predicted.ids)) < len(predicted.ids):
+        raise UserError(
+            f"runs: {folder} has {len(runs)} runs that diagnose, and only masks are averaged; give "
+            "the folder of one of them."
+        )
+    return predicted
+
+
+def _is_fold(run: Path) -> bool:
+    """Tell whether a run tested one fold of a cross-validation."""
+    return bool(((read_results(run) or {}).get("data") or {}).get("folds"))
 
 
 def _print_cases(

@@ -1,7 +1,7 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import UserError, check_choice
+from common.runs import dataset_label, run_label
 from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 
 __all__ = [
     "TRAINED_FOR",
     "check_image_settings",
     "checkpoint_config",
+    "choices",
     "get_value",
     "given_keys",
+    "modernise",
     "plain",
     "relocate",
     "set_value",
@@ -87,15 +90,38 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     for name in TRAINED_FOR:
         if f"datamodule.{name}" not in given and name in trained_data:
             data[name] = trained_data[name]
+    _keep_classes(data, trained, given)
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])
+    if "datamodule" not in given and "experiment" not in given:
+        # Another folder of own data has another name; other datasets keep theirs.
+        own = data["name"].startswith("Folder") and "datamodule.root" in given
+        label = dataset_label("folder", data.get("root")) if own else trained.get("data_label")
+        merged["data_label"] = label
     if "seed" in given:
         if "seed" in merged["lightning_module"]:
             merged["lightning_module"]["seed"] = config["seed"]
     else:
         merged["seed"] = trained["seed"]
     return merged
+
+
+def _keep_classes(data: dict[str, Any], trained: dict[str, Any], given: Sequence[str]) -> None:
+    """Have a dataset that takes its classes from the config label them as a checkpoint does."""
+    classes = trained["lightning_module"].get("classes")
+    if "classes" not in data or classes is None:
+        return
+    if "datamodule.classes" in given and list(map(str, data["classes"] or ())) != classes:
+        raise UserError(
+            f"datamodule.classes={data['classes']} cannot change a trained checkpoint, which has "
+            f"{classes}; leave it out."
+        )
+    data["classes"] = list(classes)
+    # Elsewhere a class may only be called otherwise, and must not be left out unseen.
+    moved = {"datamodule", "datamodule.root", "datamodule.table"} & set(given)
+    if moved and "datamodule.skip_other_classes" not in given:
+        data["skip_other_classes"] = False
 
 
 def check_image_settings(data: Mapping[str, Any]) -> None:
@@ -131,6 +157,19 @@ def given_keys() -> list[str]:
     return [split_override(override)[0] for override in HydraConfig.get().overrides.task]
 
 
+def _run_name(experiment: str | None, method: str, datamodule: str, root: str | None) -> str:
+    return run_label(experiment, method, datamodule, root, given_keys())
+
+
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("data_label", dataset_label, replace=True)
+
+
+def choices() -> dict[str, str | None]:
+    """Return the choice of each config group, none where nothing is chosen."""
+    return dict(HydraConfig.get().runtime.choices)
+
+
 def get_value(config: dict[str, Any], key: str) -> Any:
     """Return the value of a dotted key, `None` where there is none."""
     for part in key.split("."):
@@ -152,3 +191,19 @@ def relocate(root: str, old_base: str, new_base: str) -> str:
     return (
         str(Path(new_base) / path.relative_to(old_base)) if path.is_relative_to(old_base) else root
     )
+
+
+def modernise(config: dict[str, Any]) -> None:
+    """Give a config that an earlier version stored the keys of today, with what they meant then.
+
+    Masks and edges stay where they were for the network that the config belongs to.
+    """
+    data = config.get("datamodule")
+    if not isinstance(data, dict) or "mask_resize" in data:
+        return
+    soft = data.pop("soft_masks", False)
+    if data.get("letterbox"):
+        data["mask_resize"] = "soft" if soft else "area"
+    else:
+        data["mask_resize"] = "pillow" if soft else "published"
+    data.setdefault("edges", "canny")

@@ -5,15 +5,17 @@ from typing import Any
 
 import lightning as L
 
+from common.cluster import global_rank
 from common.errors import UserError
 from common.files import refuse_full, remove_leftovers
 from common.runs import read_results
+from lightning_modules.callbacks import SeenImages
 from lightning_modules.callbacks.last_checkpoint import interrupting
 from tasks.acceleration import (
     accelerate_teacher,
     accelerate_training,
     check_fused,
-    scale_learning_rate,
+    plan_batch,
 )
 from tasks.build import (
     build_datamodule,
@@ -24,9 +26,11 @@ from tasks.build import (
     giga_macs,
     takes_teacher,
 )
+from tasks.configuration import choices
 from tasks.records import RunRecord
 from tasks.resume import check_same_data, goes_on, last_checkpoint, resumed_config
-from tasks.screen import print_batch, print_results, print_start
+from tasks.screen import print_batch, print_choices, print_results, print_start
+from tasks.seen_images import check_same_photographs, check_teacher, seen_record
 from tasks.teacher_maps import attach_teacher, check_cacheable
 from tasks.teachers import load_teacher
 from tasks.test import evaluate
@@ -53,14 +57,18 @@ def run(config: dict[str, Any]) -> None:
     folder = Path(config["paths"]["run"])
     L.seed_everything(config["seed"], workers=True, verbose=False)
     complete(config)
+    if not resuming and global_rank() == 0:
+        print_choices(config, choices())
     # Counting refuses a network or image size that does not work before any data is read.
     giga_macs(config["network"], config["datamodule"]["image_size"])
     check_batch(config)
     check_fused(config)
     datamodule = build_datamodule(config["datamodule"])
     datamodule.check_trainable()
-    teacher, description = load_teacher(config) if takes_teacher(config) else (None, None)
-    if description:
+    teacher, description, searched = None, None, False
+    if takes_teacher(config):
+        searched = not config["teacher"]["checkpoint"]
+        teacher, description = load_teacher(config, datamodule.find_parts())
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"], pretrained=not resuming)
@@ -76,22 +84,32 @@ def run(config: dict[str, Any]) -> None:
     refuse_full(folder, CHECKPOINTS * _checkpoint_bytes(module))
     module.configure_optimizers()  # Refuses bad optimizer settings now, not after the caching.
     name_wandb_run(config)
-    trainer = build_trainer(config)
+    seen = SeenImages()
+    trainer = build_trainer(config, seen)
     accelerate_training(module, config["training"])
     if teacher:
         accelerate_teacher(teacher, config["training"])
-    batch = scale_learning_rate(
+    batch = plan_batch(
         module,
         config["training"]["scale_lr"],
         config["datamodule"]["batch_size"],
         trainer.num_devices * trainer.num_nodes,
         trainer.accumulate_grad_batches,
     )
+    if not config["trainer"]["sync_batchnorm"]:
+        check_batch(config, batch["per_process"])
+    datamodule.batch_size = batch["per_process"]
     if not trainer.limit_val_batches:
         raise UserError("trainer.limit_val_batches=0 leaves no best checkpoint; give at least 1.")
     datamodule.prepare_data()
     datamodule.setup()
     datamodule.check_processes(trainer.num_devices * trainer.num_nodes)
+    if searched:
+        check_same_photographs(teacher.seen, config, datamodule)
+    if description:
+        own = (config, datamodule.parts, datamodule.digests)
+        description["leaked_images"] = check_teacher(teacher.seen, *own)
+    seen.record = seen_record(config, datamodule, teacher.seen if teacher else ())
     if cached:
         attach_teacher(teacher, datamodule, config, trainer.strategy.root_device)
     if resuming:
@@ -107,7 +125,7 @@ def run(config: dict[str, Any]) -> None:
     with record.running(), interrupting(trainer), shown(trainer, config, record.results):
         if trainer.is_global_zero:
             print_start(config, network, record.results, module, datamodule)
-            print_batch(batch, earlier.get("batch"))
+            print_batch(batch, earlier.get("batch"), config["datamodule"]["batch_size"])
         start = last_checkpoint(folder) if resuming else None
         trainer.fit(module, datamodule=datamodule, ckpt_path=start, weights_only=True)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k[:4] == "val/"}

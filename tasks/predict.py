@@ -22,6 +22,7 @@ from tasks.configuration import (
     given_keys,
 )
 from tasks.diagnosis_writer import DiagnosisWriter
+from tasks.ensembles import find_checkpoints, load_ensemble
 from tasks.inference import accelerate, refuse_metadata
 from tasks.onnx_module import OnnxModule
 from tasks.photograph_writer import PhotographWriter
@@ -39,6 +40,7 @@ EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
 def run(config: dict[str, Any]) -> None:
     """Predict `input` with `checkpoint` and write to `output`.
 
+    Several checkpoints, or the runs of a multirun, predict together, see `Ensemble`.
     See `PredictionWriter` for masks and `DiagnosisWriter` for diagnoses. With `skip_existing`
     photographs are left out that an earlier run has done with the same settings.
 
@@ -49,7 +51,7 @@ def run(config: dict[str, Any]) -> None:
     _check(config)
     output = Path(config["output"])
     files, names = find_photographs(config["input"], output)
-    config, module, settings = _load(config)
+    config, module, settings = load_ensemble(config, _load)
     classes = getattr(module, "classes", None)
     common = (
         _digest(config, settings, classes),
@@ -160,8 +162,10 @@ def _load(config: dict[str, Any]) -> tuple[dict[str, Any], L.LightningModule, di
 
 def _digest(config: Mapping[str, Any], settings: Mapping[str, Any], classes: Any) -> str:
     """Return a digest of all that shapes a prediction, apart from the photograph."""
-    with Path(config["checkpoint"]).open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = []
+    for path in find_checkpoints(config["checkpoint"]):
+        with path.open("rb") as file:
+            weights.append(hashlib.file_digest(file, "sha256").hexdigest())
     shaping = [weights, dict(settings), config["seed"], config["sampler"]]
     shaping.append(None if classes else config["threshold"])
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]

@@ -43,7 +43,7 @@ class RunRecord:
     ) -> None:
         self.folder = Path(config["paths"]["run"])
         self._config = config
-        self._parts = datamodule.parts
+        self._parts, self._digests = datamodule.parts, datamodule.digests
         self._writes = writes
         earlier = (read_results(self.folder) or {}).get("seconds") or 0
         self._started = time.monotonic() - earlier
@@ -61,8 +61,11 @@ class RunRecord:
             "network": describe_network(network, config),
             "data": {
                 "name": data["name"],
+                "label": config.get("data_label"),
                 "image_size": data["image_size"],
                 "split_sha": datamodule.split_sha,
+                "folds": data.get("folds"),
+                "fold": data.get("fold"),
                 **counts,
             },
             "objective": config["lightning_module"].get("objective"),
@@ -78,7 +81,7 @@ class RunRecord:
         """Record that the run runs, then whether it finished or failed."""
         if self._writes:
             write_text_atomic(self.folder / "config.yaml", OmegaConf.to_yaml(self._config))
-            write_split(self.folder / "splits.csv", self._parts)
+            write_split(self.folder / "splits.csv", self._parts, self._digests)
         self._write()
         try:
             yield

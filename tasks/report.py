@@ -15,10 +15,11 @@ from rich.console import Console
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table, markdown_table
-from common.runs import find_runs, main_score, mask_gmac, name_runs
+from common.runs import NATIVE, find_runs, main_score, mask_gmac, name_runs
 from lightning_modules.callbacks.pictures import CASES
 from tasks.report_methods import (
     METHOD_HEADER,
+    Column,
     Method,
     Timings,
     group_runs,
@@ -54,26 +55,33 @@ class Kind:
     """How runs of one kind are reported.
 
     Attributes:
-        score: by which they are ordered, drawn and chosen, without `test/`.
+        scores: by which they are compared, without `test/`: the first one that all have. The last
+            one is also that of the validation.
         title: of their part of the page.
-        columns: scores in the table: heading, name without `test/`, digits; the first is `score`.
+        columns: scores in the table: heading, name without `test/`, digits.
         pictures: files of a run folder by what they show.
         caption: of these.
     """
 
-    score: str
+    scores: tuple[str, ...]
     title: str
-    columns: tuple[tuple[str, str, int], ...]
+    columns: tuple[Column, ...]
     pictures: dict[str, str]
     caption: str
 
 
 MASKS = Kind(
-    "dice",
+    (f"{NATIVE}dice", "dice"),
     "Masks",
     (
+        ("native Dice", "native_dice", 4),
+        ("native IoU", "native_iou", 4),
+        ("native threshold Jaccard", "native_threshold_jaccard", 4),
+        ("native HD95 px", "native_hd95", 2),
+        ("native boundary F1", "native_boundary_f1", 4),
         ("Dice", "dice", 4),
         ("IoU", "iou", 4),
+        ("threshold Jaccard", "threshold_jaccard", 4),
         ("HD95 px", "hd95", 2),
         ("boundary F1", "boundary_f1", 4),
     ),
@@ -81,7 +89,7 @@ MASKS = Kind(
     "image, truth, probability, outlines",
 )
 DIAGNOSES = Kind(
-    "balanced_accuracy",
+    ("balanced_accuracy",),
     "Diagnoses",
     (
         ("balanced accuracy", "balanced_accuracy", 4),
@@ -98,7 +106,10 @@ DIAGNOSES = Kind(
 )
 
 
-MEANS = "Scores of the test images, with 95 % intervals."
+MEANS = (
+    "Scores of the test images, with 95 % intervals. Native ones are at the size of the original "
+    "masks, the others at that of the network's images."
+)
 
 
 def run(config: dict[str, Any]) -> None:
@@ -125,17 +136,18 @@ def run(config: dict[str, Any]) -> None:
     timings = Timings(folder)
     text, parts = [f"# {title}\n\n{MEANS}\n"], [f"<p>{MEANS}</p>"]
     for kind in (MASKS, DIAGNOSES):
-        chosen = [run for run in runs if main_score(run[1])[0] == kind.score]
+        chosen = [run for run in runs if main_score(run[1])[0] in kind.scores]
         if not chosen:
             continue
-        chosen.sort(key=lambda run: -(main_score(run[1])[1] or 0.0))
-        scores = [column[0] for column in kind.columns]
+        column = _shared_column(kind, chosen)
+        chosen.sort(key=lambda run: -(_value(run, column[1]) or main_score(run[1])[1] or 0.0))
+        scores = [heading for heading, *_ in kind.columns]
         methods = group_runs(chosen)
         text.append(f"## {kind.title}\n")
         parts.append(f"<h2>{kind.title}</h2>")
         if len(methods) < len(chosen):
-            header = (*METHOD_HEADER, *scores, f"{scores[0]}, deviation of runs")
-            rows = [method_row(method, kind.columns, timings) for method in methods]
+            header = (*METHOD_HEADER, *scores, f"{column[0]}, deviation of runs")
+            rows = [method_row(method, kind.columns, column, timings) for method in methods]
             _add_table(text, parts, "Methods, the runs of each together", header, rows)
             machines = "; ".join(sorted(timings.machines(methods)))
             if machines:
@@ -145,8 +157,8 @@ def run(config: dict[str, Any]) -> None:
         rows = [_row(kind, path, results) for path, results in chosen]
         _add_table(text, parts, "Runs", header, rows)
         parts += [
-            f"<h3>{kind.columns[0][0].capitalize()} against cost</h3>",
-            html_picture(_cost_plot(kind, methods), "png"),
+            f"<h3>{column[0][0].upper()}{column[0][1:]} against cost</h3>",
+            html_picture(_cost_plot(column, methods), "png"),
             *_curves(kind, chosen),
             *_gallery(kind, chosen),
         ]
@@ -163,6 +175,20 @@ def _add_table(
     header, *rows = (list(itertools.compress(cells, said)) for cells in (header, *rows))
     text.append(f"### {title}\n\n{markdown_table(header, rows)}")
     parts += [f"<h3>{title}</h3>", html_table(header, rows)]
+
+
+def _value(run: Run, score: str) -> float | None:
+    return run[1]["test"].get(f"test/{score}")
+
+
+def _shared_column(kind: Kind, runs: Sequence[Run]) -> Column:
+    """Return the column of the score by which some runs are compared.
+
+    It is the first of `kind.scores` that all of them have, otherwise the one that most have.
+    """
+    known = {name: sum(_value(run, name) is not None for run in runs) for name in kind.scores}
+    score = max(kind.scores, key=known.get)
+    return next(column for column in kind.columns if column[1] == score)
 
 
 def _tested(folder: Path) -> Iterator[Run]:
@@ -205,12 +231,12 @@ def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _cost_plot(kind: Kind, methods: Sequence[Method]) -> bytes:
+def _cost_plot(column: Column, methods: Sequence[Method]) -> bytes:
     """Draw a point for each method, a colour for each experiment, objective and dataset."""
     groups: dict[str, list[tuple[float, float, float, float]]] = {}
     several = len({method.data for method in methods}) > 1
     for method in methods:
-        value, interval, _ = method.score(kind.score)
+        value, interval, _ = method.score(column[1])
         if value is None:
             continue
         low, high = interval or (value, value)
@@ -221,14 +247,14 @@ def _cost_plot(kind: Kind, methods: Sequence[Method]) -> bytes:
     for name, points in groups.items():
         cost, values, *error = zip(*points, strict=True)
         axis.errorbar(cost, values, yerr=error, fmt="o", capsize=3, label=name)
-    axis.set(xscale="log", xlabel="GMAC an image", ylabel=kind.columns[0][0])
+    axis.set(xscale="log", xlabel="GMAC an image", ylabel=column[0])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _png(figure)
 
 
 def _curves(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:
-    keys = ("train/loss", "val/loss", f"val/{kind.score}")
+    keys = ("train/loss", "val/loss", f"val/{kind.scores[-1]}")
     drawn = [(name, _metrics(path)) for name, (path, _) in zip(name_runs(runs), runs, strict=True)]
     figure, axes = plt.subplots(1, len(keys), figsize=(15, 4), layout="constrained")
     found = False

@@ -12,9 +12,19 @@ import yaml
 from common.runs import mask_gmac
 from tasks.statistics import bootstrap_interval, mean_images, read_images
 
-__all__ = ["METHOD_HEADER", "Method", "Timings", "group_runs", "method_row", "sampler_words"]
+__all__ = [
+    "METHOD_HEADER",
+    "Column",
+    "Method",
+    "Timings",
+    "group_runs",
+    "method_row",
+    "sampler_words",
+]
 
 Run = tuple[Path, dict[str, Any]]
+# Heading, name of the score without `test/`, digits.
+Column = tuple[str, str, int]
 
 METHOD_HEADER = (
     "experiment",
@@ -36,7 +46,7 @@ _RECIPE = ("network", "lightning_module", "schedule", "augmentation", "teacher")
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ in nothing but their seed and the fold of a cross-validation.
 
     Attributes:
         name: the experiment that trained them, with a run's folder where two share it.
@@ -58,15 +68,16 @@ class Method:
     def score(self, key: str) -> tuple[float | None, list[float] | None, float | None]:
         """Return the mean over the runs, its 95 % interval and the runs' standard deviation.
 
-        The interval is the bootstrap over images of each one's mean over the runs; of scores that
-        are no means over images, that of a single run as it was tested.
+        There is none of a score that only some of the runs have. The interval is the bootstrap over
+        images of each one's mean over the runs; of scores that are no means over images, that of a
+        single run as it was tested.
 
         Args:
             key: without `test/`.
         """
         values = [results["test"].get(f"test/{key}") for _, results in self.runs]
         values = [value for value in values if value is not None]
-        if not values:
+        if len(values) < len(self.runs):
             return None, None, None
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return float(np.mean(values)), self._interval(key), spread
@@ -77,14 +88,15 @@ class Method:
         folders = [folder for folder, _ in self.runs]
         if not all((folder / "test_images.csv").is_file() for folder in folders):
             return None
-        images = mean_images([read_images(folder) for folder in folders])
+        scores = [read_images(folder) for folder in folders]
+        images = mean_images(scores, pooled=bool(self.results["data"].get("folds")))
         if key not in next(iter(images.values()), {}):
             return None
         return bootstrap_interval(np.array([row[key] for row in images.values()]))
 
 
 def group_runs(runs: Iterable[Run]) -> list[Method]:
-    """Put runs together that differ in nothing but their seed, in the order of their data.
+    """Put runs together that differ in nothing but their seed or fold, in the order of their data.
 
     Those of a sweep over anything else stay apart and have a run's folder in their name. Of several
     tests of one checkpoint on the same data the first counts.
@@ -107,8 +119,10 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
 
 
 def _name(results: Mapping[str, Any]) -> str:
-    """Return the experiment that trained what a run tested."""
-    return results.get("trained_as") or results["experiment"]
+    """Return the experiment that trained what a run tested, and the folds of a cross-validation."""
+    folds = results["data"].get("folds")
+    name = results.get("trained_as") or results["experiment"]
+    return f"{name}, {folds} folds" if folds else name
 
 
 def _recipe(folder: Path) -> str:
@@ -186,13 +200,14 @@ class Timings:
 
 
 def method_row(
-    method: Method, columns: Sequence[tuple[str, str, int]], timings: Timings
+    method: Method, columns: Sequence[Column], compared: Column, timings: Timings
 ) -> list[str]:
-    """Return the cells of a method under `METHOD_HEADER`, its scores and their spread.
+    """Return the cells of a method under `METHOD_HEADER`, its scores and the spread of one.
 
     Args:
         method: of at least one run.
-        columns: heading, score and digits of each score; the first one's spread comes last.
+        columns: heading, score and digits of each score.
+        compared: the column whose spread over the runs comes last.
         timings: where the seconds come from.
     """
     results = method.results
@@ -208,8 +223,8 @@ def method_row(
         value, interval, _ = method.score(key)
         between = interval and f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
         scores.append("" if value is None else f"{value:.{digits}f}{between or ''}")
-    _, first, digits = columns[0]
-    spread = method.score(first)[2]
+    _, key, digits = compared
+    spread = method.score(key)[2]
     return [
         method.name,
         method.data,

@@ -11,7 +11,7 @@ from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
 from common.runs import find_runs, read_results
-from tasks.configuration import get_value, given_keys, relocate, set_value
+from tasks.configuration import get_value, given_keys, modernise, relocate, set_value
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
@@ -23,9 +23,18 @@ _FREE = (
     "logger",
     "resume",
     "teacher.checkpoint",
+    "teacher.allow_leak",
     "datamodule.num_workers",
     "callbacks.non_finite",
     "callbacks.last.every_minutes",
+)
+# What a run has found for itself, and its command need not give.
+_FOUND = (
+    "datamodule.classes",
+    "datamodule.skip_other_classes",
+    "lightning_module.classes",
+    "network.kwargs.num_classes",
+    "network.kwargs.metadata",
 )
 # What follows from `paths`.
 _PLACES = ("datamodule.root", "datamodule.cache")
@@ -65,12 +74,19 @@ def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) 
             )
         refuse_read_only(Path(resume))
         return resume
-    pattern = f"{experiment if 'experiment' in given_keys() else '*'}/*"
-    found = [p for p in runs.glob(pattern) if last_checkpoint(p).is_file()]
+    given, names = given_keys(), ["*"]
+    if "datamodule" in given or "datamodule.root" in given:
+        names = [experiment]
+    elif "experiment" in given:
+        # On whatever data it was.
+        names = [experiment, f"{experiment}-*"]
+    patterns = [f"{name}/*" for name in names]
+    found = [p for name in patterns for p in runs.glob(name) if last_checkpoint(p).is_file()]
     if not found:
+        places = " or ".join(str(runs / pattern) for pattern in patterns)
         raise UserError(
-            f"resume=latest finds no run with a checkpoints/last.ckpt in {runs / pattern}; "
-            "leave resume out to start a new run."
+            f"resume=latest finds no run with a checkpoints/last.ckpt in {places}; leave resume "
+            "out to start a new run."
         )
     newest = max(found, key=lambda folder: folder.name)
     refuse_read_only(newest)
@@ -136,7 +152,8 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
         else:
             theirs, ours = get_value(stored, key), get_value(config, key)
             for part in _differing(theirs, ours, key):
-                if part not in _PLACES and not _is_free(part):
+                found = part in _FOUND and get_value(config, part) is None
+                if not found and part not in _PLACES and not _is_free(part):
                     _check_equal(folder, part, get_value(stored, part), get_value(config, part))
     _follow_paths(merged, stored, config, given)
     identity = get_value(stored, "logger.wandb.id")
@@ -170,11 +187,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict) or stored.get("task") != "fit":
         raise UserError(f"{folder} is no training run; resume=<folder> needs one.")
+    modernise(stored)
     return stored
 
 
 def _choices(config: dict[str, Any]) -> dict[str, Any]:
-    return {"experiment": config["run_name"], "debug": config["debug_mode"]}
+    # A run that goes on keeps its dataset, so the command need not name it.
+    experiment = config["run_name"].removesuffix(f"-{config.get('data_label')}")
+    return {"experiment": experiment, "debug": config["debug_mode"]}
 
 
 def _is_free(key: str) -> bool:

@@ -1,6 +1,6 @@
 """What a run says on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.tree import Tree
 from torch import nn
 
-from common.runs import main_score
+from common.runs import main_scores, native_first
 
-__all__ = ["print_batch", "print_results", "print_start"]
+__all__ = ["print_batch", "print_choices", "print_results", "print_start"]
 
 _SHOWN = (
     "task",
@@ -27,13 +27,39 @@ _SHOWN = (
     "trainer",
     "paths",
 )
+# Groups that a run without an experiment names.
+_CHOSEN = (
+    *("datamodule", "augmentation", "network", "lightning_module", "schedule", "sampler"),
+    *("teacher", "trainer", "callbacks"),
+)
 _BASELINES = {
     "otsu": "Otsu's threshold",
     "constant": "best constant mask",
     "majority": "always the most frequent class",
 }
-_SCORES = {"dice": "Dice", "balanced_accuracy": "balanced accuracy"}
+_SCORES = {
+    "native_dice": "native Dice",
+    "dice": "Dice",
+    "balanced_accuracy": "balanced accuracy",
+}
 console = Console()
+
+
+def print_choices(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> None:
+    """Print the choices of a run that no experiment makes.
+
+    Args:
+        config: of the run; groups that are empty in it are left out.
+        choices: of all groups.
+    """
+    if choices.get("experiment") is not None:
+        return
+    chosen = " ".join(f"{group}={choices[group]}" for group in _CHOSEN if config[group] != {})
+    console.print(
+        f"No experiment is chosen, so the run is {chosen}. experiment=<name> picks a recipe of "
+        "conf/experiment, such as experiment=demo_teacher.",
+        soft_wrap=True,
+    )
 
 
 def print_start(
@@ -118,14 +144,30 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
         + f"{description['weights']} weights, "
         f"test {score}"
     )
+    leaked = description.get("leaked_images")
+    if leaked is None:
+        console.print(
+            "Not all training images of this teacher are recorded, so it may have seen validation "
+            "or test images of the student.",
+            style="yellow",
+        )
+    elif any(leaked.values()):
+        console.print(
+            f"It has seen {leaked['test']} test and {leaked['val']} validation images of the "
+            "student (teacher.allow_leak=true).",
+            style="yellow",
+        )
 
 
-def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> None:
+def print_batch(
+    batch: Mapping[str, Any], earlier: Mapping[str, Any] | None, batch_size: int
+) -> None:
     """Print how many images an optimizer step takes, and at which rate.
 
     Args:
         batch: as in `results.json`.
         earlier: that of the run that goes on, where it is known.
+        batch_size: that of the config.
     """
     per_process, processes, accumulate, effective, rule, rate = batch.values()
     console.print(
@@ -133,6 +175,12 @@ def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = No
         f"{effective} images; learning rate {rate:g} (training.scale_lr={rule})",
         soft_wrap=True,
     )
+    if rule == "none" and batch_size % processes:
+        console.print(
+            f"datamodule.batch_size={batch_size} is no multiple of {processes} processes: each has "
+            f"{per_process} images.",
+            soft_wrap=True,
+        )
     if earlier and earlier["effective"] != effective:
         console.print(
             f"Until now the run took {earlier['effective']} images a step; its learning rate goes "
@@ -142,17 +190,21 @@ def print_batch(batch: Mapping[str, Any], earlier: Mapping[str, Any] | None = No
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """Print the scores of a run, what it compares with, and where it left its files."""
+    """Print the scores of a run, what it compares with, and where it left its files.
+
+    Scores at the size of the original masks come first; baselines have only the others.
+    """
     scores = results["test"] or {}
     title = f"{results['experiment']}: {results['data']['n_test']} test images"
     table = Table(title=title)
     table.add_column("score")
     table.add_column("value", overflow="fold")
     by_class: dict[str, dict[str, float]] = {}
-    for key, value in scores.items():
+    for key in native_first(scores):
+        value = scores[key]
         _, score, *name = key.split("/")
         if name and score != "loss":
-            by_class.setdefault(name[0], {})[score] = value
+            by_class.setdefault("/".join(name), {})[score] = value
         else:
             table.add_row(key, f"{value:.4f}")
     table.add_row("run folder", _short(folder), style="bold")
@@ -160,17 +212,20 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     if by_class:
         _print_classes(by_class)
 
-    score, value = main_score(results)
+    compared = main_scores(results)
+    if "balanced_accuracy" not in compared:
+        compared.setdefault("dice", None)
     table = Table(title="What it compares with")
     table.add_column("")
-    for column in ("parameters", "GMAC a call", "calls an image", _SCORES[score]):
+    columns = ("parameters", "GMAC a call", "calls an image", *map(_SCORES.get, compared))
+    for column in columns:
         table.add_column(column, justify="right")
     teacher = results.get("teacher")
     if teacher:
-        _add_network(table, "teacher", teacher, teacher.get(score))
-    _add_network(table, "student" if teacher else "network", results, value)
+        _add_network(table, "teacher", teacher, [teacher.get(score) for score in compared])
+    _add_network(table, "student" if teacher else "network", results, list(compared.values()))
     for name, baseline in (results.get("baselines") or {}).items():
-        table.add_row(_BASELINES[name], "-", "-", "-", f"{baseline:.4f}")
+        table.add_row(_BASELINES[name], *["-"] * (len(columns) - 1), f"{baseline:.4f}")
     console.print(table)
 
 
@@ -190,12 +245,14 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-def _add_network(table: Table, role: str, results: Mapping[str, Any], score: float | None) -> None:
+def _add_network(
+    table: Table, role: str, results: Mapping[str, Any], scores: Sequence[float | None]
+) -> None:
     network, calls = results["network"], results["calls_per_mask"]
     table.add_row(
         f"{role} ({network['name']})",
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
         "unknown" if calls is None else f"{calls:,}",
-        "unknown" if score is None else f"{score:.4f}",
+        *("unknown" if score is None else f"{score:.4f}" for score in scores),
     )

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from scipy import stats
 
 from common.errors import UserError
-from lightning_modules.metrics import classification_scores
+from common.runs import NATIVE, read_results
+from lightning_modules.metrics import classification_scores, positive_class
 
 __all__ = [
     "Predictions",
     "bootstrap_interval",
     "compare_predictions",
     "compare_scores",
+    "join_predictions",
     "mean_images",
     "percentile_interval",
+    "pooled_scores",
     "read_images",
     "read_predictions",
     "read_scores",
@@ -30,7 +34,8 @@ RESAMPLES = 2000
 # Bootstrap means are drawn in blocks of about that many numbers, which bounds the memory.
 BLOCK = 1 << 22
 # Columns of test_images.csv that are no scores.
-_NOT_SCORES = {"id", "lesion_pixels", "predicted_pixels"}
+_SIZES = ("lesion_pixels", "predicted_pixels")
+_NOT_SCORES = {"id", "finite", *_SIZES, *(NATIVE + name for name in _SIZES)}
 # Columns of predictions.csv that are no classes.
 FIXED_COLUMNS = ("id", "label", "predicted", "correct", "confidence")
 
@@ -58,8 +63,12 @@ class Predictions:
         return Predictions(ids, self.labels[rows], self.probability[rows], self.classes)
 
     def of_truth(self) -> dict[str, dict[str, float]]:
-        """Return the probability of the true class of each photograph, by its id."""
+        """Return the probability of the true class of each photograph, by its id.
+
+        It is 0 where the probabilities are not finite.
+        """
         true = self.probability[np.arange(len(self.ids)), self.labels]
+        true = np.where(np.isfinite(self.probability).all(1), true, 0.0)
         return {
             key: {"probability_of_truth": float(chance)}
             for key, chance in zip(self.ids, true, strict=True)
@@ -107,10 +116,8 @@ def resampled_scores(
 def _scores(
     predictions: Predictions, settings: Mapping[str, Any], weights: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    names = [name.lower() for name in predictions.classes]
     known = dict(settings)
-    if str(known.get("positive")).lower() not in names:
-        known["positive"] = None
+    known["positive"] = positive_class(known.get("positive"), predictions.classes)
     return classification_scores(
         predictions.probability,
         predictions.labels,
@@ -123,18 +130,28 @@ def _scores(
 def read_images(folder: Path) -> dict[str, dict[str, float]]:
     """Return the scores of each image that a run tested, by its id.
 
+    Names are as in `read_results`.
+
     Raises:
         UserError: the run has no `test_images.csv`, or it is damaged.
     """
     path = folder / "test_images.csv"
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {
+            table = csv.DictReader(file)
+            plain = f"{NATIVE}dice" not in (table.fieldnames or ())
+            images = {
                 row["id"]: {k: float(v) for k, v in row.items() if k not in _NOT_SCORES}
-                for row in csv.DictReader(file)
+                for row in table
             }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(_unreadable(path, folder, error)) from error
+    if plain and (read_results(folder) or {}).get("resolution") == "native":
+        return {
+            image: {NATIVE + name: value for name, value in scores.items()}
+            for image, scores in images.items()
+        }
+    return images
 
 
 def _unreadable(path: Path, folder: Path, error: Exception) -> str:
@@ -145,22 +162,100 @@ def _unreadable(path: Path, folder: Path, error: Exception) -> str:
 
 
 def mean_images(
-    runs: Sequence[Mapping[str, Mapping[str, float]]],
+    runs: Sequence[Mapping[str, Mapping[str, float]]], pooled: bool = False
 ) -> dict[str, dict[str, float]]:
     """Return the scores of each image that all runs have, each the mean over the runs.
 
     Args:
         runs: scores by image, as `read_images` returns; at least one.
+        pooled: also take images that only some runs have, each with the mean over those: the runs
+            are folds of a cross-validation.
     """
-    ids = [image for image in runs[0] if all(image in run for run in runs)]
+    # An interval depends on the order of the images, and must not on that of the folds.
+    ids = sorted({image for run in runs for image in run}) if pooled else runs[0]
+    having = {image: [run[image] for run in runs if image in run] for image in ids}
     return {
         image: {
-            name: float(np.mean([run[image][name] for run in runs]))
-            for name in runs[0][image]
-            if all(name in run[image] for run in runs)
+            name: float(np.mean([scores[name] for scores in found]))
+            for name in found[0]
+            if all(name in scores for scores in found)
         }
-        for image in ids
+        for image, found in having.items()
+        if pooled or len(found) == len(runs)
     }
+
+
+def pooled_scores(
+    repeats: Sequence[Sequence[Path]],
+) -> tuple[int, dict[str, tuple[float, list[float]]]]:
+    """Return the scores over the test images of all folds of a cross-validation.
+
+    Those of masks are means over images. Those of diagnoses are computed from all predictions
+    together, as a single test would.
+
+    Args:
+        repeats: the run folders of the folds for each seed. A score is the mean over the seeds, on
+            the images that all of them have tested.
+
+    Returns:
+        The number of images, and the value and the 95 % bootstrap interval of each score. There are
+        none where a run has no test.
+    """
+    runs = [run for folds in repeats for run in folds]
+    if all((run / "predictions.csv").is_file() for run in runs):
+        return _pooled_diagnoses(repeats)
+    if not all((run / "test_images.csv").is_file() for run in runs):
+        return 0, {}
+    pools = [mean_images([read_images(run) for run in folds], pooled=True) for folds in repeats]
+    images = list(mean_images(pools).values())
+    shared = [name for name in images[0] if all(name in row for row in images)] if images else []
+    columns = {name: np.array([row[name] for row in images]) for name in shared}
+    scores = {name: (float(v.mean()), bootstrap_interval(v)) for name, v in columns.items()}
+    return len(images), scores
+
+
+def _pooled_diagnoses(
+    repeats: Sequence[Sequence[Path]],
+) -> tuple[int, dict[str, tuple[float, list[float]]]]:
+    pools = [join_predictions([read_predictions(run) for run in folds]) for folds in repeats]
+    shared = set(pools[0].ids).intersection(*(pool.ids for pool in pools))
+    ids = [image for image in pools[0].ids if image in shared]
+    config = yaml.safe_load((repeats[0][0] / "config.yaml").read_text(encoding="utf-8"))
+    both = [pool.of(ids) for pool in pools]
+    values = [_scores(pool, config["metrics"]) for pool in both]
+    drawn = [resampled_scores(pool, config["metrics"]) for pool in both]
+    scores = {
+        name: (
+            float(np.mean([one[name] for one in values])),
+            percentile_interval(np.mean([one[name] for one in drawn], axis=0)),
+        )
+        for name in values[0]
+    }
+    return len(ids), {name: score for name, score in scores.items() if np.isfinite(score[0])}
+
+
+def join_predictions(runs: Sequence[Predictions]) -> Predictions:
+    """Return the predictions of several runs for other photographs each as those of one run.
+
+    Raises:
+        UserError: the runs have other classes.
+    """
+    for run in runs:
+        _require_same_classes(runs[0], run)
+    return Predictions(
+        [image for run in runs for image in run.ids],
+        np.concatenate([run.labels for run in runs]),
+        np.concatenate([run.probability for run in runs]),
+        runs[0].classes,
+    )
+
+
+def _require_same_classes(first: Predictions, second: Predictions) -> None:
+    if first.classes != second.classes:
+        raise UserError(
+            f"The runs tell other classes apart, {', '.join(first.classes)} and "
+            f"{', '.join(second.classes)}; compare runs on the same data."
+        )
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
@@ -244,11 +339,7 @@ def compare_predictions(
     Raises:
         UserError: they share no photograph, or tell other classes apart.
     """
-    if first.classes != second.classes:
-        raise UserError(
-            f"The runs tell other classes apart, {', '.join(first.classes)} and "
-            f"{', '.join(second.classes)}; compare runs on the same data."
-        )
+    _require_same_classes(first, second)
     ids = _shared(first.ids, second.ids)
     both = [run.of(ids) for run in (first, second)]
     values = [_scores(run, settings) for run in both]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,31 +14,70 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from common.cluster import external_launch, global_rank, restarted
 from common.errors import UserError, exit_with
 from common.files import refuse_read_only, write_text_atomic
+from common.quoting import hydra_string
 from common.runs import read_results
+from tasks.build import build_datamodule
 from tasks.configuration import split_override
 from tasks.resume import last_checkpoint
 from tasks.submission import print_submission
 from tasks.sweep_table import print_table, write_tables
 
-__all__ = ["JobError", "Sweep", "run_job"]
+__all__ = ["JobError", "Sweep", "expand_cross_validation", "read_jobs", "run_job"]
 
 ROOT = Path(__file__).resolve().parent.parent
 # Which of a job's overrides do not make it another job.
 _UNTOLD = ("skip_finished", "sweep_name", "resume")
 # Plugins of Hydra, and the extra of this project that has them.
 _EXTRAS = {"hydra_optuna_sweeper": "optuna", "hydra_submitit_launcher": "slurm"}
+# Options of Hydra that show a config or explain, and run nothing.
+_SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--shell-completion")
 console = Console(highlight=False, soft_wrap=True)
 
 
 class JobError(RuntimeError):
     """A job of a search ended with an error, which it has printed itself."""
+
+
+def expand_cross_validation(arguments: Sequence[str]) -> list[str]:
+    """Make `cross_validation=5` on a command line a multirun over the folds 0 to 4.
+
+    A command line that gives `datamodule.fold` runs that fold alone and stays as it is.
+
+    Args:
+        arguments: of the command line, without the program.
+
+    Raises:
+        UserError: it is no whole number of at least 2, or a split is given too.
+    """
+    given = {split_override(a)[0]: a for a in arguments if not a.startswith("-")}
+    argument = given.get("cross_validation", "~")
+    folds = split_override(argument)[1]
+    shows = any(a.split("=")[0] in _SHOWING for a in arguments)
+    if argument.startswith("~") or folds == "null" or shows:
+        return list(arguments)
+    if not re.fullmatch("[0-9]+", folds) or int(folds) < 2:
+        raise UserError(
+            f"{argument} must be a whole number of folds, at least 2, such as cross_validation=5."
+        )
+    for key in ("datamodule.split", "datamodule.split_file"):
+        if given.get(key, "null").rpartition("=")[2] != "null":
+            raise UserError(
+                f"{given[key]} and {argument} both divide the images; leave one of them out."
+            )
+    if "datamodule.fold" in given:
+        return list(arguments)
+    expanded = list(arguments)
+    place = expanded.index(argument) + 1
+    expanded.insert(place, f"datamodule.fold={','.join(map(str, range(int(folds))))}")
+    return expanded if {"-m", "--multirun"} & set(arguments) else ["--multirun", *expanded]
 
 
 class Sweep(Callback):
@@ -56,6 +96,7 @@ class Sweep(Callback):
             if config.skip_finished or restarted():
                 folder = _continued(folder.parent, **arguments) or folder
                 _set_folder(config, folder)
+            _check_folds(config)
             refuse_read_only(folder)
             _write(folder / "sweep.json", arguments)
         except UserError as error:
@@ -64,9 +105,12 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **settings: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        jobs = _jobs(folder)
-        write_tables(folder, jobs)
-        print_table(folder, jobs)
+        jobs = read_jobs(folder)
+        try:
+            write_tables(folder, jobs)
+            print_table(folder, jobs)
+        except UserError as error:
+            exit_with(str(error))
         failed = sum(job["status"] != "finished" for job in jobs)
         if failed:
             exit_with(
@@ -130,7 +174,7 @@ def run_job(config: DictConfig) -> float:
         if says:
             _write(path, record)
     if code and not _walks_grid(hydra):
-        if not any(job["status"] == "finished" for job in _jobs(sweep)):
+        if not any(job["status"] == "finished" for job in read_jobs(sweep)):
             raise UserError(f"The search ends, because no job of it has worked: {record['reason']}")
         # So a sweeper that searches learns of it; one that walks a grid would end the others.
         raise JobError(record["reason"])
@@ -142,7 +186,8 @@ def _refuse(config: DictConfig) -> None:
 
     Raises:
         UserError: torchrun or srun have started several multiruns, a sweeper samples for several
-            devices, or a plugin is not installed.
+            devices or searches over folds, a task cannot be cross-validated, or a plugin is not
+            installed.
     """
     launch = external_launch()
     if launch is not None:
@@ -160,10 +205,45 @@ def _refuse(config: DictConfig) -> None:
             "each would train other hyper-parameters; search with trainer.devices=1, or sweep "
             "over a grid, which several devices can share."
         )
+    if config.cross_validation is not None:
+        if config.task != "fit":
+            raise UserError(
+                f"cross_validation={config.cross_validation} trains a network for each fold, and "
+                f"task={config.task} trains none; leave it out, or add datamodule.fold=0 for the "
+                "images of that fold."
+            )
+        if not _walks_grid(config.hydra):
+            raise UserError(
+                f"{sweeper} would search over the folds of cross_validation="
+                f"{config.cross_validation}; cross-validate a grid, or what the search has found."
+            )
     for plugin, extra in _EXTRAS.items():
         targets = (config.hydra.sweeper._target_, config.hydra.launcher._target_)
         if any(t.split(".")[:2] == ["hydra_plugins", plugin] for t in targets) and not _has(plugin):
             raise UserError(f'This needs {plugin}; install it with `pip install -e ".[{extra}]"`.')
+
+
+def _check_folds(config: DictConfig) -> None:
+    """Refuse a cross-validation that the images cannot be divided for, before its first job.
+
+    Data that the multirun itself varies is left to the jobs, and so is that of a cluster.
+
+    Raises:
+        UserError: the data is missing or broken, or has too few groups.
+    """
+    hydra = config.hydra
+    given = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*given, *hydra.overrides.task])
+    swept = {o.key_or_group for o in overrides if o.is_sweep_override()} - {"datamodule.fold"}
+    varied = any(key.split(".")[0] in ("datamodule", "experiment", "paths") for key in swept)
+    local = hydra.launcher._target_.endswith(".BasicLauncher")
+    if config.cross_validation is None or varied or not local:
+        return
+    settings = OmegaConf.to_container(config.datamodule, resolve=True)
+    datamodule = build_datamodule({**settings, "fold": 0})
+    samples = datamodule.find_samples()
+    for datamodule.fold in range(config.cross_validation):
+        datamodule.divide(samples)
 
 
 def _walks_grid(hydra: Any) -> bool:
@@ -183,22 +263,22 @@ def _set_folder(config: DictConfig, folder: Path) -> None:
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra.sweep.dir = str(folder)
         # Of these the config of each job is composed.
-        config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{folder}'")
+        config.hydra.overrides.hydra.append(f"hydra.sweep.dir={hydra_string(str(folder))}")
 
 
 def _command(hydra: Any, overrides: Sequence[str], folder: Path, sweep: str) -> list[str]:
     """Return the command line of a job."""
     added = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     searched = [o for o in hydra.overrides.hydra if split_override(o)[0] == "hydra.searchpath"]
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    place = hydra_string(str(folder))
     return [
         *(sys.executable, str(ROOT / "run.py")),
         *(argument for path in added for argument in ("--config-dir", path)),
         *overrides,
         *searched,
         f"sweep_name='{sweep}'",
-        *([f"resume='{place}'"] if last_checkpoint(folder).is_file() else []),
-        f"hydra.run.dir='{place}'",
+        *([f"resume={place}"] if last_checkpoint(folder).is_file() else []),
+        f"hydra.run.dir={place}",
         # A file of the group `sweep` may have made it a multirun.
         "hydra.mode=RUN",
     ]
@@ -238,13 +318,13 @@ def _find(sweeps: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any] | 
         sweeps: folders of multiruns, the newest last.
         overrides: of the job.
     """
-    found = [job for folder in reversed(sweeps) for job in _jobs(folder)]
+    found = [job for folder in reversed(sweeps) for job in read_jobs(folder)]
     same = [job for job in found if _told(job["overrides"]) == _told(overrides)]
     finished = [job for job in same if job["status"] == "finished"]
     return next(iter(finished + same), None)
 
 
-def _jobs(folder: Path) -> list[dict[str, Any]]:
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a multirun's jobs that can be read."""
     return [job for path in sorted(folder.glob("jobs/*.json")) if (job := _read(path))]
 

@@ -1,25 +1,33 @@
 """Finding, checking and loading the teacher of a distillation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import yaml
 
-from common.errors import UserError
-from common.runs import find_runs, main_score, read_results
+from common.errors import UserError, check_choice
+from common.runs import find_runs, main_scores, read_results
+from datamodules.splits import read_parts
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
 from tasks.checkpoints import load_checkpoint, load_weights
 from tasks.configuration import get_value
+from tasks.seen_images import Seen, check_teacher, find_seen, is_own_data, leaks_by_id
 
 __all__ = ["find_teachers", "load_teacher"]
 
 
-def find_teachers(config: dict[str, Any]) -> list[Path]:
+def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None) -> list[Path]:
     """Return the teacher's checkpoints: those given, or those of the newest fitting runs.
 
-    A run fits if it has finished, was no debugging run, and used the same data and image size.
+    A run fits if it has finished, was no debugging run, used the same data and image size, and has
+    seen no validation or test images of the student, unless `teacher.allow_leak`.
+
+    Args:
+        config: of the student.
+        parts: of the student's images by id; without, no run is passed over for its images.
 
     Raises:
         UserError: there are fewer than `teacher.members`; the message has the command that makes
@@ -29,6 +37,7 @@ def find_teachers(config: dict[str, Any]) -> list[Path]:
     members, given = teacher.get("members", 1), teacher["checkpoint"]
     if not isinstance(members, int) or members < 1:
         raise UserError(f"teacher.members={members} must be a whole number, at least 1.")
+    check_choice("teacher.allow_leak", teacher.get("allow_leak", False), (True, False))
     if given:
         return [Path(path) for path in ([given] if isinstance(given, str) else given)]
     experiment = teacher["experiment"]
@@ -37,34 +46,76 @@ def find_teachers(config: dict[str, Any]) -> list[Path]:
             "A distillation needs a teacher; set teacher.checkpoint=<file> or "
             "teacher.experiment=<name of the teacher's experiment>."
         )
-    folder = Path(config["paths"]["runs"]) / experiment
-    found = []
-    for run, results in find_runs(folder):
-        checkpoint = run / "checkpoints" / "best.ckpt"
-        if (
-            results["status"] == "finished"
-            and not results["debug"]
-            and results["data"]["name"] == data["name"]
-            and results["data"]["image_size"] == data["image_size"]
-            and checkpoint.is_file()
-        ):
-            found.append(checkpoint)
-            if len(found) == members:
-                return found
+    found, leaking = [], 0
+    for run in _fitting_runs(config):
+        if parts and not teacher.get("allow_leak") and _leaks(run, parts):
+            leaking += 1
+            continue
+        found.append(run / "checkpoints" / "best.ckpt")
+        if len(found) == members:
+            return found
     number, verb = "No finished run", "was"
     if found:
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
+    runs, own = Path(config["paths"]["runs"]) / experiment, is_own_data(data)
+    place = f"the folder {data['root']}" if own else data["name"]
+    passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
+    folds = f" cross_validation={data['folds']}" if data.get("folds") else ""
     raise UserError(
-        f"{number} of {experiment} on {data['name']} at {data['image_size']} px {verb} found in "
-        f"{folder}. Train with `python run.py{seeds} "
-        f"experiment={experiment} datamodule.image_size={data['image_size']}`, or set "
-        "teacher.checkpoint=<file>."
+        f"{number} of {experiment} on {place} at {data['image_size']} px {verb} found in "
+        f"{runs}{passed if leaking else ''}. Train with `python run.py{seeds} "
+        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`"
+        f"{' on the same folder and split' if own else ''}, or set teacher.checkpoint=<file>."
     )
 
 
-def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]:
+def _fitting_runs(config: dict[str, Any]) -> list[Path]:
+    """Return the finished runs of `teacher.experiment` on the student's data, newest first.
+
+    Folders of one's own are matched by the name under which their runs are filed, runs on the very
+    folder first.
+    """
+    data, runs = config["datamodule"], Path(config["paths"]["runs"])
+    label, own = config.get("data_label"), is_own_data(data)
+    experiment = config["teacher"]["experiment"]
+    fitting = [
+        run
+        for folder in (experiment, f"{experiment}-{label}")
+        for run, results in find_runs(runs / folder)
+        if results.get("status") == "finished"
+        and not results.get("debug")
+        and get_value(results, "data.name") == data["name"]
+        and get_value(results, "data.image_size") == data["image_size"]
+        and (not own or get_value(results, "data.label") == label)
+        and (run / "checkpoints" / "best.ckpt").is_file()
+    ]
+    fitting.sort(key=lambda run: run.name, reverse=True)
+    if own:
+        root = Path(data["root"]).resolve()
+        fitting.sort(key=lambda run: _root(run) != root)
+    return fitting
+
+
+def _root(run: Path) -> Path | None:
+    """Return the data folder of a run, or `None` where its config cannot be read."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    root = get_value(config, "datamodule.root") if isinstance(config, dict) else None
+    return Path(root).resolve() if isinstance(root, str) else None
+
+
+def load_teacher(
+    config: dict[str, Any], parts: Mapping[str, str] | None = None
+) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Load the frozen teacher that a run's config asks for.
+
+    Args:
+        config: of the student.
+        parts: of the student's images by id, from before they are decoded: a teacher that has seen
+            those of validation or test is refused as far as their names tell.
 
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
@@ -74,14 +125,17 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
 
     Raises:
         UserError: there is none, it is broken, it was trained for another kind of task, with
-            another image size, normalisation or other classes than the student will be, on another
-            split of the same dataset or, where both denoise, with another noise schedule;
-            `teacher.sampler` is not for it; or several classifiers.
+            another image size, normalisation or other classes than the student will be or, where
+            both denoise, with another noise schedule; it has seen images of the student's
+            validation or test; `teacher.sampler` is not for it; or several classifiers.
     """
-    paths = find_teachers(config)
+    paths = find_teachers(config, parts)
     loaded = [_load_member(path, config) for path in paths]
-    modules, descriptions = zip(*loaded, strict=True)
+    modules, descriptions, seen = zip(*loaded, strict=True)
     teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
+    teacher.seen = seen
+    if parts:
+        check_teacher(seen, config, parts)
     if teacher.averages and method_kind(config) == "classification":
         raise UserError(
             "teacher.turns=true and several teachers average masks, and a classifier has none; set "
@@ -90,8 +144,10 @@ def load_teacher(config: dict[str, Any]) -> tuple[FrozenTeacher, dict[str, Any]]
     return teacher, descriptions[0] if len(paths) == 1 else _describe_all(descriptions)
 
 
-def _load_member(path: Path, config: dict[str, Any]) -> tuple[L.LightningModule, dict[str, Any]]:
-    """Return a teacher's module and what to say of it."""
+def _load_member(
+    path: Path, config: dict[str, Any]
+) -> tuple[L.LightningModule, dict[str, Any], Seen]:
+    """Return a teacher's module, what to say of it and which images it has seen."""
     checkpoint = load_checkpoint(path, key="teacher.checkpoint")
     trained = checkpoint["config"]
     kind, ours = method_kind(trained), method_kind(config)
@@ -114,7 +170,7 @@ def _load_member(path: Path, config: dict[str, Any]) -> tuple[L.LightningModule,
                 f"The teacher {path} was trained with {key}={its}, the student has {wanted}; "
                 "make them equal or choose another teacher."
             )
-    _check_split(path, trained["datamodule"], config["datamodule"])
+    seen = find_seen(path, checkpoint)
     sampler = config["teacher"].get("sampler")
     if sampler and not denoises:
         raise UserError(
@@ -134,9 +190,9 @@ def _load_member(path: Path, config: dict[str, Any]) -> tuple[L.LightningModule,
         "objective": trained["lightning_module"].get("objective"),
         "network": describe_network(network, trained),
         "calls_per_mask": results.get("calls_per_mask"),
-        **dict([main_score(results)]),
+        **main_scores(results),
     }
-    return module, description
+    return module, description, seen
 
 
 def _describe_all(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,14 +210,10 @@ def _describe_all(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check_split(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse a teacher that was trained on images on which its student will be tested."""
-    if theirs["name"] != ours["name"]:
-        return
-    for key in ("split", "split_file", "split_seed"):
-        if theirs.get(key) != ours.get(key):
-            raise UserError(
-                f"The teacher {path} was trained with datamodule.{key}={theirs.get(key)}, the "
-                f"student has {ours.get(key)}, so the teacher has seen images of the student's "
-                "test; make them equal or choose another teacher."
-            )
+def _leaks(run: Path, parts: Mapping[str, str]) -> bool:
+    """Tell whether a run on the student's data has seen its validation or test images."""
+    try:
+        theirs, _ = read_parts(run / "splits.csv")
+    except UserError:
+        return False  # Its checkpoint may still tell.
+    return leaks_by_id(theirs, parts)

@@ -25,7 +25,7 @@ from tasks.statistics import (
 )
 from tasks.training import build_trainer, shown
 
-__all__ = ["check_data", "evaluate", "run"]
+__all__ = ["check_data", "chosen_resolution", "evaluate", "run"]
 
 
 def run(config: dict[str, Any]) -> None:
@@ -121,11 +121,14 @@ def evaluate(
     Returns:
         `test` (the metrics by key), `test_intervals` (the 95 % bootstrap intervals over images of
         those that are means over images, and of all scores of diagnoses), `tested_images`,
-        `resolution`, `test_seconds` and `baselines`.
+        `resolution` (at which sizes masks were scored: `model`, `native` or `both`),
+        `test_seconds` and `baselines`, at the network's size.
     """
     diagnoses = method_kind(config) == "classification"
-    resolution = "model" if diagnoses else config["metrics"]["resolution"]
-    if resolution == "native":
+    resolution = "model" if diagnoses else chosen_resolution(config, datamodule)
+    if not diagnoses:
+        module.test_scores.resolution = resolution
+    if resolution != "model":
         datamodule.test_at_native_size()
     load_weights(module, load_checkpoint(checkpoint), checkpoint, "ema", "checkpoint")
     accelerate(module, config["inference"])
@@ -157,3 +160,14 @@ def evaluate(
         "test_seconds": round(seconds, 1),
         "baselines": baselines,
     }
+
+
+def chosen_resolution(config: dict[str, Any], datamodule: L.LightningDataModule) -> str:
+    """Return at which sizes masks are scored.
+
+    Original masks add nothing where none of them is larger than the network's image.
+    """
+    chosen = config["metrics"]["resolution"]
+    test = datamodule.datasets["test"]
+    larger = bool((test.cache.sizes[test.indices] > datamodule.image_size).any())
+    return "model" if chosen == "both" and not larger else chosen

@@ -173,8 +173,7 @@ def make_checkpoint(make_config, tmp_path) -> Callable[..., Path]:
             "sampler.ensemble=1",
         )
         if one_pass:
-            settings = ("experiment=demo_teacher", "lightning_module=segmentation")
-            settings = (*settings, "~lightning_module.objective")
+            settings = ("lightning_module=segmentation",)
         config = make_config(*settings, *overrides)
         config["network"] = network or {"name": "DermoSegDiff", "kwargs": TINY}
         if one_pass:

@@ -90,7 +90,7 @@ def test_a_method_trains_and_tests_on_two_processes(trained, name):
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
     assert results["batch"] == {
-        **{"per_process": 2, "processes": 2, "accumulate": 1, "effective": 4},
+        **{"per_process": 1, "processes": 2, "accumulate": 1, "effective": 2},
         **{"scale_lr": "none", "lr": results["batch"]["lr"]},
     }
     table = next(
@@ -108,6 +108,7 @@ ONE_PASS = (
     *("experiment=demo_unet_teacher", "datamodule.num_samples=57", "datamodule.image_size=32"),
     *("datamodule.num_workers=0", "network.kwargs.base_width=4", "trainer.max_epochs=1"),
     *("lightning_module.optimizer.name=SGD", "lightning_module.optimizer.lr=0.1"),
+    "datamodule.batch_size=8",
     *("~lightning_module.optimizer.betas", "callbacks.plateau=null"),
     # After more steps, what begins as rounding decides which of two pixels a maximum is.
     "trainer.limit_train_batches=2",
@@ -116,13 +117,12 @@ ONE_PASS = (
 )
 
 
-def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path):
+def test_two_processes_share_a_batch_and_learn_what_one_does(tmp_path):
     settings = {
-        "one": ("datamodule.batch_size=8",),
-        "two": ("datamodule.batch_size=4", "trainer.devices=2"),
+        "one": (),
+        "two": ("trainer.devices=2",),
         "less": (
-            *("datamodule.batch_size=4", "trainer.devices=2"),
-            *("training.checkpointing=true", "training.channels_last=true"),
+            *("trainer.devices=2", "training.checkpointing=true", "training.channels_last=true"),
         ),
     }
     states, results = {}, {}

@@ -156,6 +156,8 @@ def test_experiments_are_the_published_recipes(experiment, make_config):
     assert config["augmentation"] == make_config("augmentation=ssd_kd")["augmentation"]
     assert callbacks["ema"] is None
     assert callbacks["early_stopping"]["patience"] == 15
+    ties = "first" if turned else "later"
+    assert callbacks["early_stopping"]["ties"] == callbacks["best"]["ties"] == ties
     assert config["network"]["weights"] == (None if name == "ssd_head" else "imagenet")
     assert module["classes"] == list(DATASETS[data].classes)
     assert module["weighted"] is True
@@ -508,3 +510,13 @@ def test_what_does_not_fit_is_refused_before_the_data_is_read(train, teachers, m
         train("unet_kd_isic2016", *teacher, "datamodule.normalization=imagenet")
     with pytest.raises(UserError, match="teacher.cached=true"):
         train("d_kd_isic2019", *teacher, "teacher.cached=true")
+
+
+def test_diagnoses_need_no_experiment(make_config, data, tmp_path):
+    chosen = ("datamodule=isic2019", "network=mobilenet_v2", "lightning_module=classification")
+    config = make_config(*chosen, "debug=fast", *SMALL, *QUICK, f"paths.data={data}")
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["experiment"] == "classification-isic2019"
+    assert results["best"]["monitor"] == "val/balanced_accuracy"
+    assert 0 <= results["test"]["test/balanced_accuracy"] <= 1

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -459,8 +460,13 @@ def test_a_test_in_half_precision(train, make_config, tmp_path, precision):
         assert second[f"test/{score}"] == pytest.approx(mean, rel=1e-6)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_workers):
+@pytest.mark.parametrize(
+    ("num_workers", "resolution", "recorded"),
+    [(0, "both", "both"), (2, "native", "native"), (0, "model", "model")],
+)
+def test_scores_at_native_size(
+    train, make_config, tmp_path, isic_data, num_workers, resolution, recorded
+):
     folder = train("demo_teacher")
     config = make_config(
         "task=test",
@@ -468,23 +474,57 @@ def test_scores_at_native_size(train, make_config, tmp_path, isic_data, num_work
         "trainer.accelerator=cpu",
         "datamodule=isic2018",
         f"datamodule.num_workers={num_workers}",
-        "metrics.resolution=native",
+        f"metrics.resolution={resolution}",
         f"paths.data={isic_data}",
         f"checkpoint={folder}/checkpoints/best.ckpt",
         f"hydra.runtime.output_dir={tmp_path}/runs/test/now",
     )
     test_task.run(config)
     now = tmp_path / "runs/test/now"
-    assert json.loads((now / "results.json").read_text())["resolution"] == "native"
+    results = json.loads((now / "results.json").read_text())
+    assert results["resolution"] == recorded
+    keys = {"test/native_dice", "test/native_threshold_jaccard", "test/native_referral_dice"}
+    assert keys <= results["test"].keys() or resolution == "model"
+    plain = {"test/dice", "test/threshold_jaccard", "test/referral_dice"}
+    assert plain <= results["test"].keys() or resolution == "native"
+    of_images = {key for key in results["test_intervals"] if "native" in key}
+    assert len(of_images) == (0 if resolution == "model" else 9)
+    assert len(results["test_intervals"]) == (18 if resolution == "both" else 9)
     masks = isic_data / "isic2018" / "ISIC2018_Task1_Training_GroundTruth"
     with (now / "test_images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     for row in rows:
         mask = read_mask(masks / f"{row['id']}_segmentation.png")
-        assert float(row["lesion_pixels"]) == mask.sum()
-        diagonal = np.hypot(*mask.shape)
-        assert float(row["hd95"]) == pytest.approx(float(row["hd95_relative"]) * diagonal)
+        assert row["finite"] == "1"
+        sizes = {"native_": mask.shape, "": (results["data"]["image_size"],) * 2}
+        for prefix, size in sizes.items():
+            scored = resolution == "both" or (prefix == "native_") == (resolution == "native")
+            assert (f"{prefix}dice" in row) == scored
+            if scored:
+                diagonal = float(row[f"{prefix}hd95_relative"]) * np.hypot(*size)
+                assert float(row[f"{prefix}hd95"]) == pytest.approx(diagonal)
+        if resolution != "model":
+            assert float(row["native_lesion_pixels"]) == mask.sum()
+            assert next(name for name in row if name != "id") == "native_dice"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sizes", "expected"),
+    [
+        ("both", [(64, 64), (40, 64)], "model"),
+        ("both", [(64, 64), (40, 65)], "both"),
+        ("native", [(8, 8)], "native"),
+        ("model", [(99, 99)], "model"),
+    ],
+)
+def test_originals_no_larger_than_the_networks_image_are_not_scored_again(chosen, sizes, expected):
+    # The first image of the cache belongs to another part.
+    cache = SimpleNamespace(sizes=np.array([(999, 999), *sizes]))
+    test = SimpleNamespace(cache=cache, indices=np.arange(len(sizes)) + 1)
+    datamodule = SimpleNamespace(datasets={"test": test}, image_size=64)
+    config = {"metrics": {"resolution": chosen}}
+    assert test_task.chosen_resolution(config, datamodule) == expected
 
 
 def test_the_averaged_weights_are_tested(train, make_config, tmp_path):
@@ -578,6 +618,68 @@ def test_a_failed_run_says_so(train, monkeypatch, tmp_path):
 
 
 def test_the_size_is_checked_before_the_data(make_config):
-    config = make_config("datamodule.image_size=30")
+    config = make_config("experiment=demo_teacher", "datamodule.image_size=30")
     with pytest.raises(UserError, match="multiples of 8, such as 32x32"):
         fit.run(config)
+
+
+def test_the_base_config_trains_at_full_size(make_config):
+    config = make_config("datamodule=isic2018", "network=lite_dermosegdiff")
+    assert (config["run_name"], config["data_label"]) == ("diffusion-isic2018", "isic2018")
+    assert config["datamodule"]["image_size"] == 128
+    assert config["datamodule"]["batch_size"] == 16
+    assert config["trainer"]["max_epochs"] == 100
+    assert config["lightning_module"]["objective"] == "noise"
+    assert config["lightning_module"]["optimizer"]["lr"] == 2e-4
+    assert config["sampler"]["num_steps"] == 20
+
+
+METHODS = {
+    # network, what chooses the best checkpoint, views, a key of its metrics
+    "diffusion": ("DermoSegDiff", "val/dice", "max", None, "resolution"),
+    "efkd": ("DermoSegDiff", "val/dice", "max", None, "resolution"),
+    "segmentation": ("UNet", "val/dice", "max", None, "resolution"),
+    "segmentation_kd": ("UNet", "val/dice", "max", None, "resolution"),
+    "auxiliary": ("UNet", "val/loss", "min", None, "resolution"),
+    "classification": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "classification_kd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "blkd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "fitnet": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "rkd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "d_kd": ("Classifier", "val/balanced_accuracy", "max", False, "positive"),
+    "ssd_kd": ("Classifier", "val/balanced_accuracy", "max", True, "positive"),
+    "ssd_head": ("Classifier", "val/loss", "min", True, "positive"),
+}
+
+
+def test_every_method_is_listed_here():
+    files = (Path(__file__).resolve().parent.parent / "conf/lightning_module").glob("*.yaml")
+    assert set(METHODS) == {path.stem for path in files}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_brings_what_fits_it(method, make_config):
+    network, monitor, mode, views, metric = METHODS[method]
+    data = "isic2018" if views is None else "isic2019"
+    config = make_config(f"lightning_module={method}", f"datamodule={data}")
+    complete(config)
+    assert config["network"]["name"] == network
+    best = config["callbacks"]["best"]
+    assert (best["monitor"], best["mode"]) == (monitor, mode)
+    assert config["datamodule"].get("views") is views
+    assert metric in config["metrics"]
+    assert config["run_name"] == f"{method}-{data}"
+    own = make_config(
+        f"lightning_module={method}", "callbacks=none", "network=smp", f"datamodule={data}"
+    )
+    assert own["network"]["name"] == "SmpNetwork"
+    assert own["callbacks"] == {}
+
+
+def test_a_method_trains_without_an_experiment(make_config, tmp_path):
+    config = make_config("lightning_module=segmentation", "debug=fast", "datamodule.num_samples=20")
+    fit.run(config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["experiment"] == "segmentation-synthetic"
+    assert results["data"]["label"] == "synthetic"

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from tiny_runs import TINY
 
@@ -155,6 +157,43 @@ def test_an_interrupted_multirun_goes_on(start, run, tmp_path):
     assert {results(folder)["sweep"] for folder in runs.iterdir()} == {results(first)["sweep"]}
     run("trainer.max_epochs=6", "seed=1", name="alone")
     assert_same_weights(second, next((tmp_path / "alone/demo_teacher").iterdir()))
+
+
+def test_a_cross_validation_tests_every_image_once_and_predicts_with_all_folds(run, tmp_path):
+    sweep = ("cross_validation=3", "trainer.max_epochs=1")
+    said = run(*sweep)
+    assert "3 jobs, highest first" in said
+    (folder,) = (tmp_path / "runs/sweeps").iterdir()
+    with (folder / "cross_validation.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    assert sorted(row["id"] for row in images) == [f"synthetic_{n:06d}" for n in range(40)]
+    records = jobs(tmp_path / "runs")
+    for fold, record in enumerate(records):
+        done = results(tmp_path / "runs" / record["folder"])
+        assert (done["data"]["folds"], done["data"]["fold"]) == (3, fold)
+        own = [float(row["dice"]) for row in images if row["fold"] == str(fold)]
+        assert done["data"]["n_test"] == len(own)
+        assert done["test"]["test/dice"] == pytest.approx(sum(own) / len(own))
+    mean = sum(float(row["dice"]) for row in images) / 40
+    assert f"| 3 | 40 | {mean:.4f} (" in (folder / "table.md").read_text()
+    run("-m", *sweep, "skip_finished=true")
+    assert jobs(tmp_path / "runs") == records, "nothing was trained again"
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    places = (f"paths.runs={tmp_path / 'runs'}", f"output={tmp_path / 'masks'}")
+    subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "run.py"), "task=predict", f"checkpoint={folder}"),
+            *(f"input={tmp_path / 'photo.png'}", "trainer.accelerator=cpu", *places),
+        ],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    with (tmp_path / "masks/predictions.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["error"] == ""
+    assert float(row["mean_uncertainty"]) > 0
 
 
 def test_a_search_on_one_device_learns_from_its_jobs(run, tmp_path):

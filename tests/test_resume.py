@@ -34,9 +34,8 @@ TINY = (
 )
 # With dropout, which draws from the generator of the process.
 ONE_PASS = (
-    *SMALL,
+    *SMALL[1:],
     "lightning_module=segmentation",
-    "~lightning_module.objective",
     "network=deeplabv3plus_resnet18",
     "network.weights=null",
 )

@@ -36,13 +36,22 @@ def run(tmp_path, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["experiment=nothing"], ["experiment/nothing", "Choose a file of conf/experiment, such"]),
-        (["experiment=efkd_isic2081"], ["such as efkd_isic2018, "]),
-        (
-            ["network=nothing"],
-            ["Choose one of compact_dermosegdiff_m, compact_dermosegdiff_s"],
-        ),
-        (["datamodule.imagesize=32"], ["imagesize", "--cfg job"]),
+        (["experiment=nothing"], ["experiment=nothing", "Choose a file of conf/experiment, such"]),
+        (["network=nothing"], ["Choose one of compact_dermosegdiff_m, compact_dermosegdiff_s"]),
+        (["debug=fats"], ["debug=fats", "fast, limit, overfit, profile"]),
+        (["-m", "sampler=ddim,ddpmm"], ["sampler=ddpmm", "nearest is ddpm"]),
+        (["hydra/launcher=slrum"], ["hydra/launcher/slrum", "nearest is slurm"]),
+        (["seed=1", "-m", "hydra/sweeper=basik"], ["hydra/sweeper/basik", "nearest is basic"]),
+        (["datmodule=isic2018"], ["nearest keys are datamodule"]),
+        (["sampler=ddim,ddpm"], ["sampler=ddim,ddpm has several values; add -m"]),
+        (["datamodule.imagesize=32"], ["datamodule.image_size", "--cfg job"]),
+        (["input=photos"], ["such as task=predict"]),
+        (["logger.wandb.project=my (run)"], ["""'logger.wandb.project="my (run)"'"""]),
+        (["task=predict", "checkpoint=x", "input=my photos (1)"], ["input=my photos (1) is no"]),
+        (["task=test", "checkpoint=a=b,c[1]"], ["checkpoint=a=b,c[1] does not exist"]),
+        (["resume=снимки 2"], ["resume=снимки 2 has no checkpoints/last.ckpt"]),
+        (["network=null"], ["network=null", "dermosegdiff_small"]),
+        (["lightning_module=classification", "datamodule=isic2018"], ["datamodule=isic2019"]),
         (["experiment=teacher_isic2018", "paths.data=gone"], ["gone/isic2018", "paths.data"]),
         (["task=test"], ["task=test needs checkpoint=<file>"]),
         (["task=test", "checkpoint=gone.ckpt"], ["checkpoint=gone.ckpt does not exist"]),
@@ -53,6 +62,7 @@ def run(tmp_path, *arguments):
         ),
         (["trainer.precision=16-odd"], ["precision"]),
         (["sampler.num_steps=0"], ["sampler.num_steps=0"]),
+        (["experiment=null", "debug=null", "~logger", "task=test"], ["task=test needs"]),
         (["trainer.max_epochs"], ["trainer.max_epochs"]),
         (["resume=gone"], ["error: resume=gone has no checkpoints/last.ckpt"]),
     ],
@@ -93,7 +103,13 @@ def check_message(errors):
 def test_the_default_logger_works_offline_and_keeps_its_pictures(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    done = run(tmp_path, "debug=fast", "logger=wandb", "datamodule.num_samples=20")
+    done = run(
+        tmp_path,
+        "experiment=demo_teacher",
+        "debug=fast",
+        "logger=wandb",
+        "datamodule.num_samples=20",
+    )
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("runs/demo_teacher/*/wandb")
     assert list(folder.glob("offline-run-*/run-*.wandb"))
@@ -109,6 +125,7 @@ def test_a_multirun_gives_each_job_its_own_folder_and_overrides(tmp_path):
     done = run(
         tmp_path,
         "hydra.mode=MULTIRUN",
+        "experiment=demo_teacher",
         "debug=fast",
         "datamodule.num_samples=20",
         "lightning_module.losses.boundary.weight=0.1,0.5",
@@ -126,21 +143,26 @@ def test_a_multirun_gives_each_job_its_own_folder_and_overrides(tmp_path):
 
 
 def test_a_fast_run_and_a_test_in_a_fresh_process_agree(tmp_path):
-    done = run(tmp_path, "debug=fast", "datamodule.num_samples=20")
+    done = run(tmp_path, "debug=fast", "datamodule.num_samples=20", "paths.runs=my runs=[1]")
     assert done.returncode == 0, done.stderr
     assert "Network calls on one image" in done.stdout
-    (checkpoint,) = tmp_path.glob("runs/demo_teacher/*/checkpoints/best.ckpt")
+    chosen = "datamodule=synthetic augmentation=light network=dermosegdiff_small lightning_module="
+    assert chosen in done.stdout
+    (checkpoint,) = tmp_path.glob("my runs=[[]1]/diffusion-synthetic/*/checkpoints/best.ckpt")
     again = run(tmp_path, "task=test", f"checkpoint={checkpoint}", "trainer.limit_test_batches=1")
     assert again.returncode == 0, again.stderr
-    (first,) = tmp_path.glob("runs/demo_teacher/*/test_images.csv")
+    first = checkpoint.parent.parent / "test_images.csv"
     (second,) = tmp_path.glob("runs/test/*/test_images.csv")
     assert first.read_text() == second.read_text()
 
 
 def test_two_processes_train_together_and_test_as_one_does(tmp_path):
-    done = run(tmp_path, "debug=fast", "trainer.devices=2", "datamodule.num_samples=25")
+    places = ("paths.cache=my (cache)", "paths.runs=a=b, c")
+    done = run(tmp_path, "debug=fast", "trainer.devices=2", "datamodule.num_samples=25", *places)
     assert done.returncode == 0, done.stderr
-    (checkpoint,) = tmp_path.glob("runs/demo_teacher/*/checkpoints/best.ckpt")
+    (checkpoint,) = tmp_path.glob("a=b, c/diffusion-synthetic/*/checkpoints/best.ckpt")
+    batch = json.loads((checkpoint.parent.parent / "results.json").read_text())["batch"]
+    assert (batch["per_process"], batch["effective"]) == (1, 2)
     tables, scores = [], []
     for devices in (1, 2):
         runs = f"paths.runs={tmp_path}/{devices}"

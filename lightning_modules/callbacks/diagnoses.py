@@ -1,5 +1,6 @@
 """What a test of a classifier predicted: a table and figures."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,10 @@ class Diagnoses(TestRows):
 
     `predictions.csv` has a row per image: its id, its true and its predicted class, whether they
     are the same (1 or 0), the probability of the predicted class, and that of every class in a
-    column of its name. `figures/confusion_matrix.png`, `figures/roc.png` and
-    `figures/reliability.png` are also logged to W&B and to TensorBoard. Class names are those of
-    the module's `classes`. Modules that predict masks leave nothing.
+    column of its name. Where these are not finite, `predicted` is empty and `confidence` nan.
+    `figures/confusion_matrix.png`, `figures/roc.png` and `figures/reliability.png` are also logged
+    to W&B and to TensorBoard. Class names are those of the module's `classes`. Modules that predict
+    masks leave nothing.
 
     Args:
         folder: the run folder.
@@ -61,17 +63,18 @@ class Diagnoses(TestRows):
         classes = list(pl_module.classes)
         label = np.array([row["label"] for row in rows])
         probability = np.stack([row["chance"] for row in rows])
-        predicted = np.nan_to_num(probability).argmax(1)
+        finite = np.isfinite(probability).all(1)
+        predicted = np.where(finite, probability.argmax(1), -1)
         write_rows(
             self.folder / "predictions.csv",
             [
                 {
                     "id": row["id"],
                     "label": classes[row["label"]],
-                    "predicted": classes[guess],
+                    "predicted": classes[guess] if guess >= 0 else "",
                     "correct": int(guess == row["label"]),
                     # As float32, which is written in as few digits as tell it from its neighbours.
-                    "confidence": row["chance"][guess],
+                    "confidence": row["chance"][guess] if guess >= 0 else math.nan,
                     **dict(zip(classes, row["chance"], strict=True)),
                 }
                 for row, guess in zip(rows, predicted, strict=True)
@@ -125,7 +128,9 @@ def _draw_confusion(predicted: np.ndarray, label: np.ndarray, classes: Sequence[
     axis.set_xticks(ticks, classes, **(slanted if max(map(len, classes)) > 5 else {}))
     axis.set_yticks(ticks, [f"{name} ({n})" for name, n in zip(classes, totals, strict=True)])
     axis.set(xlabel="predicted class", ylabel="true class (images)")
-    axis.set_title(f"{counts.trace()} of {len(label)} images are right")
+    missing = len(label) - counts.sum()
+    rest = f"; {missing} without a prediction are left out" if missing else ""
+    axis.set_title(f"{counts.trace()} of {len(label)} images are right{rest}")
     bar = figure.colorbar(picture, ax=axis, fraction=0.046, pad=0.02)
     bar.set_label("share of the true class")
     return figure

@@ -27,7 +27,8 @@ class NonFinite(L.Callback):
 
     A prediction that is not finite stops nothing, since a network may still learn better: such
     images of a validation or test are counted in `val/not_finite` or `test/not_finite`, which are
-    only there if there are any, and some are named on the screen.
+    only there if there are any, and some are named on the screen. Every score takes its worst value
+    for them.
 
     Args:
         action: `stop`, or `skip`: the step changes neither weights, nor what the optimizer and
@@ -155,8 +156,8 @@ def _explain_predictions(part: str, ids: Sequence[str], predicted: int) -> str:
     named = ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
     return (
         f"{part}: what the network predicts is not finite for {len(ids)} of {predicted} images "
-        f"({named}), so their scores mean nothing. If masks are sampled, sampler.clip_x0=true "
-        "keeps every step within bounds."
+        f"({named}); they count as the worst in every score. If masks are sampled, "
+        "sampler.clip_x0=true keeps every step within bounds."
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.files import atomic_path
 from common.pictures import draw_outlines, enlarge, stretch, tile
+from common.runs import NATIVE
 from common.tables import gather_rows
 
 __all__ = ["CASES", "Pictures"]
@@ -74,7 +75,9 @@ class Pictures(L.Callback):
         self.on_validation_batch_end(trainer, pl_module, outputs, batch, *args)
         if not self.num_images or not _shows_masks(outputs, batch):
             return
-        for index, dice in enumerate(outputs["per_image"]["dice"].tolist()):
+        scores = outputs["per_image"]
+        # A test at native resolution alone has no other Dice.
+        for index, dice in enumerate(scores.get("dice", scores.get(f"{NATIVE}dice")).tolist()):
             # At one byte a value, a thousand images of 128 px take 80 MB.
             image = torch.from_numpy(stretch(batch["image"][index].float().cpu().numpy()))
             self._tested.append(

@@ -53,7 +53,10 @@ class TestRows(L.Callback):
 
 
 class TestImages(TestRows):
-    """Writes `test_images.csv`: the id of each test image and what `test_step` says of it.
+    """Writes `test_images.csv`: the id of each test image and its values in `per_image`.
+
+    For masks they are the scores at one or both resolutions, and `finite`, which is 0 where a
+    prediction is not finite and therefore has the worst scores.
 
     Args:
         folder: the run folder.

@@ -8,11 +8,20 @@ from lightning_modules.metrics.classification import (
     RocCurve,
     classification_scores,
     confusion_matrix,
+    positive_class,
     reliability,
     roc_curves,
 )
 from lightning_modules.metrics.means import LossMeans
-from lightning_modules.metrics.overlap import OverlapMetrics, dice_score, iou_score, overlap_counts
+from lightning_modules.metrics.overlap import (
+    OverlapMetrics,
+    dice_score,
+    finite_images,
+    iou_score,
+    lesion_masks,
+    overlap_counts,
+    threshold_jaccard,
+)
 from lightning_modules.metrics.segmentation import SegmentationScores
 from lightning_modules.metrics.uncertainty import (
     CalibrationError,
@@ -40,9 +49,13 @@ __all__ = [
     "dice_score",
     "doubt",
     "expected_dice",
+    "finite_images",
     "iou_score",
+    "lesion_masks",
     "overlap_counts",
+    "positive_class",
     "reliability",
     "roc_curves",
+    "threshold_jaccard",
     "uncertainty_correlation",
 ]

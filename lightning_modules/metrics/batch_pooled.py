@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.metrics.exact import ExactMetric
+from lightning_modules.metrics.overlap import lesion_masks
 
 __all__ = ["BATCH_POOLED_SCORES", "BatchPooledScores", "batch_pooled_scores"]
 
@@ -22,7 +23,8 @@ def batch_pooled_scores(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
     With `m = p > 0.5`: `TP = sum(m y)`, `FP = sum(m (1 - y))`, `FN = sum((1 - m) y)`. Other than in
     `OverlapMetrics`, scores of nothing are 0: `1e-8` is added to denominators. `hard_dice_loss` is
-    `1 - (2 TP + 1e-6) / (sum(m) + sum(y) + 1e-6)`, 0 where both are empty.
+    `1 - (2 TP + 1e-6) / (sum(m) + sum(y) + 1e-6)`, 0 where both are empty. For an image without a
+    finite prediction, `m` is the complement of its mask.
 
     Args:
         probability: `p`, `(B, 1, H, W)` in [0, 1].
@@ -33,7 +35,7 @@ def batch_pooled_scores(probability: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
     Source: the DeepLabV3+ distillation repository.
     """
-    predicted, lesion = (probability > 0.5).double(), mask.double()
+    predicted, lesion = lesion_masks(probability, mask).double(), mask.double()
     tp = (predicted * lesion).sum()
     fp, fn = predicted.sum() - tp, lesion.sum() - tp
     return {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from lightning_modules.metrics.exact import ExactMetric
+from lightning_modules.metrics.overlap import finite_images
 
 __all__ = [
     "ClassificationScores",
@@ -17,14 +18,17 @@ __all__ = [
     "RocCurve",
     "classification_scores",
     "confusion_matrix",
+    "positive_class",
     "reliability",
     "roc_curves",
 ]
 
 # Replicates are scored in blocks of about that many counts, which bounds the memory.
 BLOCK = 1 << 20
-# Melanoma, the class that must not be missed. A list of classes may lack it.
+# Melanoma, the class that must not be missed. A list of classes may lack it, or have it under
+# another name.
 MELANOMA = "MEL"
+MELANOMA_NAMES = (MELANOMA, "melanoma", "malignant")
 
 
 def classification_scores(
@@ -56,8 +60,11 @@ def classification_scores(
       all thresholds whose specificity is at least `specificity`.
 
     A class without images has nan for its scores and is left out of the means, whoever predicts
-    it; so is the AUC of a class without images of others. A probability that is not a number
-    counts as 0.
+    it; so is the AUC of a class without images of others.
+
+    An image with a probability that is not finite is wrong in every score: no class is predicted,
+    its calibration error is 1, and in each ranking it lies below all others where it has the class
+    and above all others where it does not.
 
     Args:
         probability: `(N, C)` in [0, 1], on the CPU.
@@ -75,7 +82,7 @@ def classification_scores(
     Raises:
         ValueError: shapes do not match, there are no images, a label or `positive` is no class.
     """
-    chance, truth = _checked(probability, label)
+    chance, truth, finite = _checked(probability, label)
     count, num_classes = chance.shape
     classes = [str(index) for index in range(num_classes)] if classes is None else list(classes)
     if len(classes) != num_classes:
@@ -90,7 +97,8 @@ def classification_scores(
     parts = [
         _score(
             # Images first: sums over them then run along whole rows of replicates.
-            *(chance, truth, np.ascontiguousarray(drawn[first : first + at_once].T, dtype=float)),
+            *(chance, truth, finite),
+            np.ascontiguousarray(drawn[first : first + at_once].T, dtype=float),
             *(bins, classes, chosen, specificity),
         )
         for first in range(0, max(1, len(drawn)), at_once)
@@ -104,13 +112,14 @@ def confusion_matrix(predicted: ArrayLike, label: ArrayLike, num_classes: int) -
 
     Args:
         predicted: class indices `(N,)`, or probabilities `(N, C)`, of which the highest counts.
+            Images whose index is negative or whose probabilities are not finite are left out.
         label: class indices `(N,)`.
         num_classes: C.
     """
-    predicted = np.asarray(predicted)
+    predicted, label = np.asarray(predicted), np.asarray(label)
     if predicted.ndim == 2:
-        predicted = np.nan_to_num(predicted).argmax(1)
-    cells = np.asarray(label) * num_classes + predicted
+        predicted = np.where(np.isfinite(predicted).all(1), predicted.argmax(1), -1)
+    cells = (label * num_classes + predicted)[predicted >= 0]
     counts = np.bincount(cells.astype(np.int64), minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 
@@ -128,7 +137,8 @@ def roc_curves(probability: ArrayLike, label: ArrayLike) -> dict[int | str, RocC
 
     Args:
         probability: `(N, C)` in [0, 1], on the CPU.
-        label: class indices `(N,)`.
+        label: class indices `(N,)`. Images without finite probabilities count as in
+            `classification_scores`.
 
     Returns:
         A curve for each class index, without those that have no images or all of them; `macro`, the
@@ -142,7 +152,7 @@ def roc_curves(probability: ArrayLike, label: ArrayLike) -> dict[int | str, RocC
         fpr, tpr, _ = roc_curve(truth, score)
         return RocCurve(fpr, tpr, float(auc(fpr, tpr)))
 
-    chance, truth = _checked(probability, label)
+    chance, truth, _ = _checked(probability, label)
     hot = np.eye(chance.shape[1], dtype=bool)[truth]
     curves: dict[int | str, RocCurve] = {
         index: draw(hot[:, index], chance[:, index])
@@ -160,19 +170,20 @@ def roc_curves(probability: ArrayLike, label: ArrayLike) -> dict[int | str, RocC
 class Reliability(NamedTuple):
     """Mean highest probability, accuracy and number of images of each bin, `(bins,)` each.
 
-    The first two are nan in a bin without images.
+    The first two are nan in a bin without images. `undefined` is the number of images without
+    finite probabilities, which are in no bin and have the largest error, 1.
     """
 
     confidence: np.ndarray
     accuracy: np.ndarray
     count: np.ndarray
+    undefined: int = 0
 
     @property
     def error(self) -> float:
         """The expected calibration error."""
-        return float(
-            np.nansum(self.count * abs(self.confidence - self.accuracy)) / self.count.sum()
-        )
+        errors = np.nansum(self.count * abs(self.confidence - self.accuracy)) + self.undefined
+        return float(errors / (self.count.sum() + self.undefined))
 
 
 def reliability(probability: ArrayLike, label: ArrayLike, bins: int = 15) -> Reliability:
@@ -185,7 +196,8 @@ def reliability(probability: ArrayLike, label: ArrayLike, bins: int = 15) -> Rel
         label: class indices `(N,)`.
         bins: their number.
     """
-    chance, truth = _checked(probability, label)
+    chance, truth, finite = _checked(probability, label)
+    chance, truth = chance[finite], truth[finite]
     highest, correct = chance.max(1), chance.argmax(1) == truth
     rows = _bins(highest, bins)
     count = np.bincount(rows, minlength=bins)
@@ -193,7 +205,7 @@ def reliability(probability: ArrayLike, label: ArrayLike, bins: int = 15) -> Rel
         confidence, accuracy = (
             np.bincount(rows, values, bins) / count for values in (highest, correct)
         )
-    return Reliability(confidence, accuracy, count)
+    return Reliability(confidence, accuracy, count, int((~finite).sum()))
 
 
 class ClassificationScores(nn.Module):
@@ -203,7 +215,7 @@ class ClassificationScores(nn.Module):
         classes: their names, in the order of the labels.
         bins: of the calibration error.
         positive: the class, in upper or lower case, whose sensitivity at `specificity` is scored;
-            null scores none, nor does MEL where no class is called that.
+            null scores none. MEL is also melanoma, else malignant, and none without such a class.
         specificity: that this sensitivity is to have.
 
     Raises:
@@ -225,14 +237,14 @@ class ClassificationScores(nn.Module):
             if not fine:
                 raise UserError(f"metrics.{key}={value} is outside its range.")
         self.classes = tuple(classes)
-        if positive is not None and _index(positive, self.classes) is None:
-            if positive.casefold() != MELANOMA.casefold():
-                raise UserError(
-                    f"metrics.positive={positive} is no class of the data; choose one of "
-                    f"{', '.join(self.classes)}, or null."
-                )
-            positive = None
-        self.positive = positive
+        found = positive_class(positive, self.classes)
+        optional = positive is None or str(positive).casefold() == MELANOMA.casefold()
+        if found is None and not optional:
+            raise UserError(
+                f"metrics.positive={positive} is no class of the data; choose one of "
+                f"{', '.join(self.classes)}, or null."
+            )
+        self.positive = positive = found
         settings = {"bins": bins, "positive": positive, "specificity": specificity}
         self.pooled = _PooledScores(self.classes, settings)
 
@@ -245,12 +257,16 @@ class ClassificationScores(nn.Module):
 
         Returns:
             `correct`, int64, 1 where the most probable class is the true one; `confidence`,
-            float32, its probability.
+            float32, its probability. Both are 0 where a probability is not finite.
         """
-        chance = probability.detach().float().nan_to_num(0)
+        chance = probability.detach().float()
         self.pooled.update(chance, label)
+        finite = finite_images(chance)
         confidence, predicted = chance.max(1)
-        return {"correct": (predicted == label).long(), "confidence": confidence}
+        return {
+            "correct": ((predicted == label) & finite).long(),
+            "confidence": torch.where(finite, confidence, 0.0),
+        }
 
     def compute(self) -> dict[str, Tensor]:
         """Return every score over all images that is a number, by name, and forget the images.
@@ -298,8 +314,12 @@ class _PooledScores(ExactMetric):
         }
 
 
-def _checked(probability: ArrayLike, label: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    chance = np.nan_to_num(np.asarray(probability, dtype=np.float64))
+def _checked(probability: ArrayLike, label: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return probabilities, classes, and which images have finite probabilities.
+
+    The others get the worst ones: -1 for the true class and 2 for all others.
+    """
+    chance = np.asarray(probability, dtype=np.float64)
     truth = np.asarray(label)
     if chance.ndim != 2 or truth.shape != chance.shape[:1]:
         raise ValueError(f"probabilities {chance.shape} do not match labels {truth.shape}")
@@ -307,7 +327,20 @@ def _checked(probability: ArrayLike, label: ArrayLike) -> tuple[np.ndarray, np.n
         raise ValueError("there are no images")
     if truth.min() < 0 or truth.max() >= chance.shape[1]:
         raise ValueError(f"labels must be from 0 to {chance.shape[1] - 1}")
-    return chance, truth.astype(np.int64)
+    truth = truth.astype(np.int64)
+    finite = np.isfinite(chance).all(1)
+    worst = np.where(np.eye(chance.shape[1], dtype=bool)[truth], -1.0, 2.0)
+    return np.where(finite[:, None], chance, worst), truth, finite
+
+
+def positive_class(positive: str | None, classes: Sequence[str]) -> str | None:
+    """Return the class that `positive` means, as it is written in `classes`; None without one."""
+    if positive is None:
+        return None
+    is_melanoma = str(positive).casefold() == MELANOMA.casefold()
+    names = MELANOMA_NAMES if is_melanoma else (str(positive),)
+    found = (_index(name, classes) for name in names)
+    return next((classes[index] for index in found if index is not None), None)
 
 
 def _index(name: str, classes: Sequence[str]) -> int | None:
@@ -322,6 +355,7 @@ def _bins(chance: np.ndarray, bins: int) -> np.ndarray:
 def _score(
     chance: np.ndarray,
     truth: np.ndarray,
+    finite: np.ndarray,
     drawn: np.ndarray,
     bins: int,
     classes: Sequence[str],
@@ -331,12 +365,12 @@ def _score(
     """Score replicates by how often each image was drawn, `(N, R)`; `(R,)` for each score."""
     every = np.arange(len(truth))
     hot = np.eye(len(classes))[truth]
-    guess = np.eye(len(classes))[chance.argmax(1)]
+    guess = np.eye(len(classes))[chance.argmax(1)] * finite[:, None]
     correct = (hot * guess).sum(1)
     own = chance[every, truth][:, None]
     before = (chance > own) | ((chance == own) & (np.arange(len(classes)) < truth[:, None]))
     gap = np.zeros((len(truth), bins))
-    gap[every, _bins(chance.max(1), bins)] = chance.max(1) - correct
+    gap[every, _bins(chance.max(1), bins)] = (chance.max(1) - correct) * finite
 
     with np.errstate(divide="ignore", invalid="ignore"):
         total = drawn.sum(0)
@@ -357,10 +391,10 @@ def _score(
         }
         scores = {
             "accuracy": correct @ drawn / total,
-            "top2_accuracy": (before.sum(1) < 2) @ drawn / total,
+            "top2_accuracy": ((before.sum(1) < 2) & finite) @ drawn / total,
             "balanced_accuracy": _mean(by_class["recall"]),
             **{name: _mean(values) for name, values in by_class.items()},
-            "calibration_error": abs(gap.T @ drawn).sum(0) / total,
+            "calibration_error": (abs(gap.T @ drawn).sum(0) + ~finite @ drawn) / total,
         }
     if chosen is not None:
         scores[f"{classes[chosen].lower()}_sensitivity"] = ranked[chosen][2]

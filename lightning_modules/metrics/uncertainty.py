@@ -1,5 +1,6 @@
 """How sure a prediction is of itself, and whether that tells where it is wrong."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,9 @@ __all__ = [
     "expected_dice",
     "uncertainty_correlation",
 ]
+
+# Pixels whose float64 copies fit into a processor's cache.
+AT_ONCE = 1 << 17
 
 
 def doubt(prediction: Mapping[str, Tensor]) -> Tensor:
@@ -40,10 +44,11 @@ def expected_dice(probability: Tensor, threshold: float = 0.5) -> Tensor:
         probability: `(B, 1, H, W)` in [0, 1].
         threshold: of the mask.
     """
-    chance = probability.double().flatten(1)
-    mask = (chance > threshold).double()
-    total = chance.sum(1) + mask.sum(1)
-    return torch.where(total > 0, 2 * (chance * mask).sum(1) / total.clamp(min=1e-12), 1.0)
+    chance = probability.flatten(1)
+    mask = chance > threshold
+    total = chance.sum(1, dtype=torch.float64) + mask.sum(1)
+    inside = (chance * mask).sum(1, dtype=torch.float64)
+    return torch.where(total > 0, 2 * inside / total.clamp(min=1e-12), 1.0)
 
 
 def uncertainty_correlation(uncertainty: Tensor, wrong: Tensor) -> Tensor:
@@ -53,21 +58,23 @@ def uncertainty_correlation(uncertainty: Tensor, wrong: Tensor) -> Tensor:
 
     Args:
         uncertainty: `(B, 1, H, W)`.
-        wrong: `(B, 1, H, W)`, true where the mask is wrong.
+        wrong: bool `(B, 1, H, W)`, true where the mask is wrong.
     """
-    first, second = (
-        values.double().flatten(1) - values.double().flatten(1).mean(1, keepdim=True)
-        for values in (uncertainty, wrong)
-    )
-    size = (first.square().sum(1) * second.square().sum(1)).sqrt()
-    return torch.where(size > 0, (first * second).sum(1) / size.clamp(min=1e-300), 0.0)
+    values, wrong = uncertainty.double().flatten(1), wrong.flatten(1)
+    centred = values - values.mean(1, keepdim=True)
+    covariance = (centred * wrong).sum(1)
+    pixels, errors = wrong.shape[1], wrong.sum(1)
+    # Errors are 0 or 1, and their squared deviations need no further pass over the pixels.
+    size = (centred.square().sum(1) * (errors * (pixels - errors) / pixels)).sqrt()
+    return torch.where(size > 0, covariance / size.clamp(min=1e-300), 0.0)
 
 
 class CalibrationError(ExactMetric):
     """Expected calibration error of lesion probabilities over all pixels.
 
     Pixels are put into bins of equal width by their probability; the error is the mean over pixels
-    of the difference between a bin's mean probability and its share of lesion.
+    of the difference between a bin's mean probability and its share of lesion. A pixel whose
+    probability is not finite counts with the largest error, 1.
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
 
     Args:
@@ -82,18 +89,28 @@ class CalibrationError(ExactMetric):
         for name in ("pixels", "chances", "lesions"):
             zeros = torch.zeros(bins, dtype=torch.float64)
             self.add_state(name, zeros, dist_reduce_fx="sum")
+        self.add_state("undefined", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, probability: Tensor, mask: Tensor) -> None:
         """Add pixels by their probability in [0, 1] and true mask, of equal shapes."""
-        chance, lesion = probability.double().flatten(), (mask > 0.5).double().flatten()
-        rows = (chance * self.bins).long().clamp(0, self.bins - 1)
-        self.pixels += torch.bincount(rows, minlength=self.bins)
-        self.chances += torch.bincount(rows, chance, self.bins)
-        self.lesions += torch.bincount(rows, lesion, self.bins)
+        finite = probability.isfinite()
+        if not finite.all():
+            self.undefined += (~finite).sum()
+            probability, mask = probability[finite], mask[finite]
+        parts = (values.flatten().split(AT_ONCE) for values in (probability, mask > 0.5))
+        for chance, lesion in zip(*parts, strict=True):
+            chance = chance.double()
+            rows = (chance * self.bins).long().clamp(0, self.bins - 1)
+            skin, lesions = torch.bincount(rows + self.bins * lesion, minlength=2 * self.bins).view(
+                2, self.bins
+            )
+            self.pixels += skin + lesions
+            self.chances += torch.bincount(rows, chance, self.bins)
+            self.lesions += lesions
 
     def compute(self) -> Tensor:
-        total = self.pixels.sum().clamp(min=1)
-        return ((self.chances - self.lesions).abs().sum() / total).float()
+        total = (self.pixels.sum() + self.undefined).clamp(min=1)
+        return (((self.chances - self.lesions).abs().sum() + self.undefined) / total).float()
 
 
 class DoubtScores(ExactMetric):
@@ -104,7 +121,8 @@ class DoubtScores(ExactMetric):
     out. An image's doubt is `1 - expected_dice`.
 
     Args:
-        referral: share of images that are referred, from 0 up to but not including 1.
+        referral: share of images that are referred, from 0 up to but not including 1; the number of
+            images is rounded down, and at least one is kept.
     """
 
     full_state_update = False
@@ -127,7 +145,9 @@ class DoubtScores(ExactMetric):
         # Sorted by both, so that the order in which processes come does not matter.
         by_dice = dices.argsort(stable=True)
         order = by_dice[doubts[by_dice].argsort(stable=True)]
-        kept = order[: max(1, len(order) - int(self.referral * len(order)))]
+        # The nearest float to 0.29 times 100 is a little less than 29.
+        referred = math.floor(self.referral * len(order) + 1e-9)
+        kept = order[: max(1, len(order) - referred)]
         varied = len(doubts) > 1 and doubts.std() > 0 and dices.std() > 0
         correlation = spearman_corrcoef(doubts, 1 - dices) if varied else torch.tensor(0.0)
         return {

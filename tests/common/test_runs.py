@@ -3,7 +3,19 @@
 import json
 from pathlib import Path
 
-from common.runs import find_runs, main_score, name_runs, read_results, write_results
+import pytest
+
+from common.runs import (
+    dataset_label,
+    find_runs,
+    main_score,
+    main_scores,
+    name_runs,
+    native_first,
+    read_results,
+    run_label,
+    write_results,
+)
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
@@ -43,3 +55,69 @@ def test_the_main_score_is_that_of_the_kind_of_run():
     assert main_score(masks) == ("dice", 0.8)
     assert main_score(diagnoses) == ("balanced_accuracy", 0.6)
     assert main_score({"test": None}) == ("dice", None)
+    both = {"test": {**masks["test"], "test/native_iou": 0.5, "test/native_dice": 0.6}}
+    assert main_score(both) == ("native_dice", 0.6)
+    assert list(main_scores(both).items()) == [("native_dice", 0.6), ("dice", 0.8)]
+    assert main_scores(diagnoses) == {"balanced_accuracy": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("datamodule", "root", "expected"),
+    [
+        ("isic2018", "data/isic2018", "isic2018"),
+        ("isic2018", "/mnt/mine", "isic2018"),
+        ("synthetic", None, "synthetic"),
+        ("folder", "data/clinic", "clinic"),
+        ("folder_diagnosis", "/data/clinic/", "clinic"),
+        ("folder", "data/my photos (1)", "my-photos-1"),
+        ("folder", "data/снимки, 2", "снимки-2"),
+        ("folder", "data/a=b", "a-b"),
+        ("folder", "data/sub/..", "data"),
+        ("folder", "/", "folder"),
+        ("folder", "data/...", "folder"),
+    ],
+)
+def test_own_data_is_named_by_its_folder(datamodule, root, expected):
+    assert dataset_label(datamodule, root) == expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "datamodule", "given", "expected"),
+    [
+        ("teacher_isic2018", "isic2018", ["experiment"], "teacher_isic2018"),
+        ("teacher_isic2018", "isic2018", ["datamodule"], "teacher_isic2018"),
+        ("teacher_isic2018", "isic2018", ["datamodule.root"], "teacher_isic2018"),
+        ("teacher_isic2018", "folder", ["datamodule"], "teacher_isic2018-clinic"),
+        ("teacher_isic2018", "folder", ["datamodule.image_size"], "teacher_isic2018"),
+        ("d_kd_isic2019", "ham10000_diagnosis", ["datamodule"], "d_kd_isic2019-ham10000_diagnosis"),
+        ("demo_teacher", "synthetic", [], "demo_teacher"),
+        (None, "synthetic", [], "diffusion-synthetic"),
+        (None, "folder", ["datamodule.root"], "diffusion-clinic"),
+    ],
+)
+def test_a_run_on_chosen_data_is_named_by_it(experiment, datamodule, given, expected):
+    assert run_label(experiment, "diffusion", datamodule, "data/clinic", given) == expected
+
+
+def test_scores_at_the_original_size_come_first():
+    names = ["test/loss", "test/dice", "test/native_dice", "iou", "native_iou"]
+    expected = ["test/native_dice", "native_iou", "test/loss", "test/dice", "iou"]
+    assert native_first(names) == expected
+
+
+def test_plain_names_of_a_test_at_native_resolution_alone_are_read_as_native(tmp_path):
+    scores = {"test/dice": 0.5, "test/loss/bce": 1.0, "test/batch_pooled_dice": 0.4}
+    old = {"schema": 1, "resolution": "native", "test": scores}
+    write_results(tmp_path, {**old, "test_intervals": {"test/dice": [0.4, 0.6]}})
+    found = read_results(tmp_path)
+    kept = {"test/loss/bce": 1.0, "test/batch_pooled_dice": 0.4}
+    assert found["test"] == {"test/native_dice": 0.5, **kept}
+    assert found["test_intervals"] == {"test/native_dice": [0.4, 0.6]}
+    for results in (
+        {**old, "resolution": "model"},
+        {**old, "test": {"test/native_dice": 0.5, "test/referral_dice": 0.7}},
+        {**old, "test": None},
+        {**old, "test": 3},
+    ):
+        write_results(tmp_path, results)
+        assert read_results(tmp_path) == results

@@ -7,6 +7,7 @@ import torch
 
 from common.errors import UserError
 from datamodules import HAM10000, HAM10000Diagnosis
+from datamodules.splits import leaks
 
 PARTS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 MASKS = "HAM10000_segmentations_lesion_tschandl"
@@ -102,12 +103,18 @@ def test_the_first_part_alone_is_a_dataset(ham_copy, tmp_path):
     assert counts(make(ham_copy, tmp_path, split="reference")) == {"train": 9, "val": 2, "test": 1}
 
 
+def quoted(text):
+    lines = (line.replace(",", '"\t"') for line in text.splitlines())
+    return "".join(f'"{line}"\n' for line in lines)
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("HAM10000_metadata", lambda text: text),
         ("HAM10000_metadata.tab", lambda text: text.replace(",", "\t")),
-        ("HAM10000_metadata.tab", lambda t: '"' + t.replace(",", '"\t"').replace("\r\n", '"\n"')),
+        ("HAM10000_metadata.tab", quoted),
+        ("HAM10000_metadata.csv", lambda text: text.replace(",", ";")),
         ("HAM10000_metadata.csv", lambda text: "\ufeff" + text),
         ("HAM10000_metadata.csv", lambda t: "\n".join([t.split()[0], *sorted(t.split()[1:])])),
     ],
@@ -261,3 +268,33 @@ def test_what_is_wrong_with_the_diagnoses_is_named(ham_copy, tmp_path, old, new,
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         diagnoses(ham_copy, tmp_path)
+
+
+@pytest.mark.parametrize("cls", [HAM10000, HAM10000Diagnosis])
+def test_folds_keep_lesions_together(ham_data, tmp_path, cls):
+    tested = []
+    for fold in range(4):
+        places = {"root": ham_data / "ham10000", "cache": tmp_path / "cache"}
+        datamodule = cls(**places, image_size=16, batch_size=4, folds=4, fold=fold)
+        samples = datamodule.find_samples()
+        parts = datamodule.divide(samples)
+        assert not leaks([sample.group for sample in samples], parts)
+        tested += [s.id for s, part in zip(samples, parts, strict=True) if part == "test"]
+    assert sorted(tested) == [f"ISIC_{i:07d}" for i in range(24)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"folds": 3}, "folds=3 and datamodule.fold=None do not fit"),
+        ({"fold": 0}, "folds=None and datamodule.fold=0 do not fit"),
+        ({"folds": 3, "fold": 3}, "fold=3 do not fit"),
+        ({"folds": 1, "fold": 0}, "folds=1 must be a whole number, at least 2"),
+        ({"folds": 2.5, "fold": 0}, "folds=2.5 must be"),
+        ({"folds": 3, "fold": -1}, "fold=-1 must be"),
+        ({"folds": 3, "fold": 0, "split_file": "a.csv"}, "split_file=a.csv and .* 3 folds"),
+    ],
+)
+def test_folds_out_of_range_are_refused(ham_data, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        build(ham_data, tmp_path, **settings)

@@ -110,3 +110,17 @@ def test_what_is_missing_is_named(root, load, damage, message):
 def test_an_unknown_merging_is_refused(root, load):
     with pytest.raises(UserError, match="annotators=mean does not exist; choose one of each"):
         load(MEDIQAMagic, root, annotators="mean")
+
+
+def test_folds_divide_the_images_with_masks_and_keep_encounters_together(root, load):
+    tested = []
+    for fold in range(3):
+        datamodule = load(MEDIQAMagic, root, folds=3, fold=fold, annotators="majority")
+        assert len(datamodule.parts) == IMAGES["train"] + IMAGES["valid"]
+        encounters = {}
+        for image, part in datamodule.parts.items():
+            encounters.setdefault(image.rpartition("_")[0], set()).add(part)
+        assert all(len(parts) == 1 for parts in encounters.values())
+        assert min(counts(datamodule).values()) > 0
+        tested += datamodule.datasets["test"].ids
+    assert sorted(tested) == list(datamodule.parts)

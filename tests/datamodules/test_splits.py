@@ -6,10 +6,12 @@ import pytest
 from common.errors import UserError
 from datamodules.splits import (
     PARTS,
+    fold_split,
     grouped_split,
     leaks,
     official_split,
     proportional_split,
+    read_parts,
     read_split,
     refuse_leaks,
     split_sha,
@@ -139,6 +141,19 @@ def test_a_split_file_is_read_as_it_was_written(tmp_path):
     parts = {"a": "train", "b,c": "val", "d": "test"}
     write_split(tmp_path / "splits.csv", parts)
     assert read_split(tmp_path / "splits.csv", ["d", "a", "b,c"]) == ["test", "train", "val"]
+    assert read_parts(tmp_path / "splits.csv") == (parts, None)
+
+
+def test_the_digests_of_a_run_do_not_disturb_its_split(tmp_path):
+    parts = {"a": "train", "b,c": "val", "d": "test"}
+    digests = {key: f"{number:016x}" for number, key in enumerate(parts)}
+    path = tmp_path / "splits.csv"
+    write_split(path, parts, digests)
+    assert path.read_text().splitlines()[:2] == ["id,split,digest", "a,train,0000000000000000"]
+    assert read_split(path, ["d", "a", "b,c"]) == ["test", "train", "val"]
+    assert read_parts(path) == (parts, digests)
+    path.write_text(path.read_text().replace("0000000000000001", ""))
+    assert read_parts(path) == (parts, None), "one is missing"
 
 
 @pytest.mark.parametrize(
@@ -173,3 +188,67 @@ def test_a_lesion_in_two_parts_is_refused():
         UserError, match=r"1 lesion\(s\) .* a in train and b in val, both of 1; .*a"
     ):
         refuse_leaks(ids, groups, ["train", "val", "val", "test"])
+
+
+def folds_of(ids, groups, labels, folds, seed=0, reference=REFERENCE):
+    """Return the parts of every fold, an array `(folds, N)`."""
+    split = [fold_split(ids, groups, labels, folds, fold, reference, seed) for fold in range(folds)]
+    return np.array(split)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5, 10])
+def test_every_image_is_tested_in_one_fold(folds):
+    ids = [f"image_{number:04d}" for number in range(259)]
+    parts = folds_of(ids, [None] * 259, [None] * 259, folds)
+    assert ((parts == "test").sum(0) == 1).all()
+    tested = (parts == "test").sum(1)
+    assert tested.max() - tested.min() <= 1
+    rest = 259 - tested
+    assert np.abs((parts == "val").sum(1) - rest * 259 / (1815 + 259)).max() <= 2
+    assert ((parts == "train").sum(1) + (parts == "val").sum(1) == rest).all()
+
+
+def test_folds_keep_groups_together_and_classes_in_proportion():
+    groups = lesions(1000)
+    rng = np.random.default_rng(2)
+    # Patients with images of several classes: the class is of the image, not of its group.
+    labels = rng.choice(3, len(groups), p=[0.7, 0.27, 0.03]).tolist()
+    ids = [f"image_{number:04d}" for number in range(len(groups))]
+    parts = folds_of(ids, groups, labels, 5)
+    for of_fold in parts:
+        assert not leaks(groups, of_fold)
+    tested = parts == "test"
+    assert (tested.sum(0) == 1).all()
+    for label in range(3):
+        of_class = np.array(labels) == label
+        counts = tested[:, of_class].sum(1)
+        assert counts.max() - counts.min() <= 2
+        assert np.ptp((parts == "val")[:, of_class].sum(1)) <= 2
+        assert (parts == "val")[:, of_class].sum(1).min() > 0
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_order_of_samples():
+    ids = [f"image_{number:03d}" for number in range(120)]
+    groups = [f"lesion_{number % 70}" if number % 3 else None for number in range(120)]
+    labels = [number % 4 for number in range(120)]
+    order = np.random.default_rng(1).permutation(120)
+    parts = folds_of(ids, groups, labels, 4)
+    mixed = [[values[i] for i in order] for values in (ids, groups, labels)]
+    assert np.array_equal(parts[:, order], folds_of(*mixed, 4))
+    assert not np.array_equal(parts, folds_of(ids, groups, labels, 4, seed=1))
+
+
+def test_a_class_of_two_lesions_is_trained_whenever_it_is_tested():
+    ids = [f"image_{number:03d}" for number in range(40)]
+    labels = [7, 7] + [0] * 38
+    for of_fold in folds_of(ids, [None] * 40, labels, 5):
+        rare = of_fold[:2]
+        assert "train" in rare
+
+
+@pytest.mark.parametrize(("count", "group_count", "folds"), [(9, 4, 5), (9, 3, 2), (2, 2, 2)])
+def test_too_few_groups_for_the_folds_are_refused(count, group_count, folds):
+    ids = [str(number) for number in range(count)]
+    groups = [f"lesion_{number % group_count}" for number in range(count)]
+    with pytest.raises(UserError, match=rf"cross_validation={folds} .* {group_count} groups"):
+        folds_of(ids, groups, [None] * count, folds)

@@ -259,6 +259,7 @@ def test_perfect_network_gets_a_perfect_test(make_trainer):
         "test/referral_dice",
         "test/dice",
         "test/iou",
+        "test/threshold_jaccard",
         "test/pooled_f1",
         "test/pooled_iou",
         "test/pooled_accuracy",

@@ -89,3 +89,12 @@ def test_losses_are_in_float32_under_autocast(unet, lesions):
 
 def test_the_checkpoint_has_the_network_alone(unet):
     assert all(key.startswith("network.") for key in make(unet).state_dict())
+
+
+def test_a_prediction_that_is_not_finite_is_wrong_in_a_validation(unet):
+    module = make(unet)
+    probability, mask = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    probability[1, 0, 2, 2] = torch.nan
+    module.score_validation({"probability": probability}, {"mask": mask})
+    scores = module.compute_validation_scores()
+    assert {name: value.item() for name, value in scores.items()} == {"dice": 0.5, "iou": 0.5}

@@ -20,8 +20,9 @@ from tasks.acceleration import (
     accelerate_teacher,
     accelerate_training,
     check_fused,
-    scale_learning_rate,
+    plan_batch,
 )
+from tasks.screen import print_batch
 
 NOTHING = {"channels_last": False, "compile": False, "checkpointing": False, "tf32": False}
 NARROW = {"dim_x": 8, "dim_g": 8, "dim_mults": [1, 2], "attention_head_dim": 8}
@@ -150,14 +151,16 @@ def test_two_ways_to_keep_less_exclude_each_other():
         accelerate_training(module_of(UNet(4)), NOTHING | {"compile": True, "checkpointing": True})
 
 
-@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 6), ("sqrt", math.sqrt(6))])
-def test_the_rate_follows_the_images_of_a_step(rule, factor):
+@pytest.mark.parametrize(
+    ("rule", "factor", "each"), [("none", 1, 2), ("linear", 6, 4), ("sqrt", math.sqrt(6), 4)]
+)
+def test_the_rate_follows_the_images_of_a_step(rule, factor, each):
     settings = {"name": "SGD", "lr": 0.1}
     module = Segmentation(UNet(4), {"bce": {"weight": 1}}, settings)
-    plan = scale_learning_rate(module, rule, 4, processes=2, accumulate=3)
+    plan = plan_batch(module, rule, 4, processes=2, accumulate=3)
     rate = pytest.approx(0.1 * factor)
     assert plan == {
-        **{"per_process": 4, "processes": 2, "accumulate": 3, "effective": 24},
+        **{"per_process": each, "processes": 2, "accumulate": 3, "effective": 6 * each},
         **{"scale_lr": rule, "lr": rate},
     }
     assert module.configure_optimizers().param_groups[0]["lr"] == rate
@@ -165,9 +168,20 @@ def test_the_rate_follows_the_images_of_a_step(rule, factor):
     assert settings["lr"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "each"), [(16, 1, 16), (16, 4, 4), (16, 3, 6), (2, 4, 1)]
+)
+def test_processes_share_the_batch(batch_size, processes, each, capsys):
+    plan = plan_batch(module_of(UNet(4)), "none", batch_size, processes, 1)
+    assert (plan["per_process"], plan["effective"], plan["lr"]) == (each, each * processes, 0.1)
+    print_batch(plan, None, batch_size)
+    remark = f"batch_size={batch_size} is no multiple of {processes} processes"
+    assert (remark in capsys.readouterr().out) == (each * processes != batch_size)
+
+
 def test_an_unknown_rule_is_refused():
     with pytest.raises(UserError, match=r"training\.scale_lr=cubic .* linear, sqrt"):
-        scale_learning_rate(module_of(UNet(4)), "cubic", 4, 1, 1)
+        plan_batch(module_of(UNet(4)), "cubic", 4, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_network_of_one_pass_is_measured(measure, make_checkpoint):
     checkpoint = make_checkpoint(one_pass=True)
     report = measure(f"checkpoint={checkpoint}", "against=lite_dermosegdiff_tiny", *QUICK)
     student, other = report["networks"]
-    assert (student["name"], student["calls_per_mask"]) == ("demo_teacher", 1)
+    assert (student["name"], student["calls_per_mask"]) == ("segmentation-synthetic", 1)
     assert other["calls_per_mask"] > 1
     assert student["call_s"] > 0
     assert student["mask_s"] > 0

@@ -21,8 +21,8 @@ from tasks.build import (
 )
 
 
-def test_default_config_builds_the_demo_teacher(make_config):
-    config = make_config()
+def test_the_demo_teacher_is_built_from_its_config(make_config):
+    config = make_config("experiment=demo_teacher")
     network = build_network(config["network"])
     module = build_module(config, network)
     assert isinstance(module, DiffusionSegmentation)

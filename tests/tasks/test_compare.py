@@ -132,7 +132,7 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
     run(make_config, tmp_path, *folders, overrides=("pictures=2",))
     with Image.open(tmp_path / "run" / "worst.png") as picture:
         assert picture.size == (3 * 192 + 2 * 2, 2 * 192 + 2)
-    worst = sorted(images, key=lambda image: (images[image]["dice"], image))[:2]
+    worst = sorted(images, key=lambda image: (images[image]["native_dice"], image))[:2]
     printed = capsys.readouterr().out
     assert all(image in printed for image in worst)
     (first, second) = (predict_cases(folder, worst) for folder in folders)
@@ -144,3 +144,43 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
     (folders[0] / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"teacher has no config.yaml; give folders of runs"):
         run(make_config, tmp_path, *folders, overrides=("pictures=2",))
+
+
+def test_scores_at_the_original_size_come_first(make_run, make_config, tmp_path, capsys):
+    folders = []
+    for name, gain in (("first", 0.0), ("second", 0.02)):
+        folder = make_run(name, dices(20))
+        rows = "".join(
+            f"{image},{dice / 2 + gain},30,{dice},1\n" for image, dice in dices(20).items()
+        )
+        (folder / "test_images.csv").write_text("id,native_dice,native_hd95,dice,finite\n" + rows)
+        folders.append(folder)
+    (entry,) = run(make_config, tmp_path, *folders)
+    assert list(entry["scores"]) == ["native_dice", "native_hd95", "dice"]
+    assert entry["scores"]["native_dice"]["difference"] == pytest.approx(0.02)
+    printed = capsys.readouterr().out
+    assert printed.index("native_dice") < printed.index("native_hd95") < printed.index(" dice ")
+    # Of an older run only the plain score is known.
+    older = make_run("older", dices(20))
+    (entry,) = run(make_config, tmp_path, folders[0], older)
+    assert list(entry["scores"]) == ["dice"]
+    assert entry["scores"]["dice"]["difference"] == 0
+
+
+def test_folds_of_a_cross_validation_bring_their_own_images(make_config, tmp_path):
+    def make(name, gain):
+        values = dices(40, gain, int(gain * 100))
+        for fold in range(2):
+            own = dict(list(values.items())[fold::2])
+            folder = tmp_path / name / f"run_{fold}"
+            folder.mkdir(parents=True)
+            rows = "".join(f"{image},{dice}\n" for image, dice in own.items())
+            (folder / "test_images.csv").write_text("id,dice\n" + rows)
+            results = {"schema": 1, "experiment": name, "test": {"test/dice": 0.5}}
+            write_results(folder, results | {"data": {"name": "x", "folds": 2, "fold": fold}})
+        return tmp_path / name
+
+    (entry,) = run(make_config, tmp_path, make("plain", 0.0), make("better", 0.05))
+    score = entry["scores"]["dice"]
+    assert score["images"] == 40
+    assert score["difference"] == pytest.approx(0.05, abs=0.01)

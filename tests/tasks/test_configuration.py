@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from common.errors import UserError
-from tasks.configuration import checkpoint_config, split_override
+from tasks.configuration import checkpoint_config, modernise, split_override
 
 
 @pytest.fixture
@@ -95,3 +95,37 @@ def test_a_missing_value_is_named(make_config):
 )
 def test_an_override_has_a_key_and_a_value(override, parts):
     assert split_override(override) == parts
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({}, ("published", "canny")),
+        ({"soft_masks": False}, ("published", "canny")),
+        ({"soft_masks": True}, ("pillow", "canny")),
+        ({"soft_masks": False, "letterbox": True}, ("area", "canny")),
+        ({"soft_masks": True, "letterbox": True}, ("soft", "canny")),
+        ({"mask_resize": "area", "edges": "border"}, ("area", "border")),
+    ],
+)
+def test_masks_of_earlier_versions_stay_where_they_were(stored, expected):
+    config = {"datamodule": dict(stored)}
+    modernise(config)
+    data = config["datamodule"]
+    assert (data["mask_resize"], data["edges"]) == expected
+    assert "soft_masks" not in data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ((), "clinic"),
+        (("datamodule.root=data/other",), "other"),
+        (("datamodule=ph2",), "ph2"),
+    ],
+)
+def test_a_test_is_reported_under_its_dataset(make_config, overrides, label):
+    own = ("experiment=teacher_isic2018", "datamodule=folder")
+    trained = copy.deepcopy(make_config(*own, "datamodule.root=data/clinic"))
+    given = make_config("task=test", "checkpoint=x", *overrides)
+    assert checkpoint_config(given, trained)["data_label"] == label

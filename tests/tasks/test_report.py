@@ -207,3 +207,59 @@ def test_what_is_computed_once_a_mask_counts_once(make_run, make_config, tmp_pat
     text, _ = write(make_config, tmp_path)
     (row,) = table(text, "Runs")
     assert row[8:10] == ["15", "4.00"]
+
+
+def headings(text, title):
+    """Return the headings of a table."""
+    line = text[text.index(f"### {title}") :].split("\n\n")[1].splitlines()[0]
+    return line[2:-2].split(" | ")
+
+
+def test_scores_at_the_original_size_come_first(make_run, make_config, tmp_path):
+    def both(dice, native):
+        scores = {"test/dice": dice, "test/native_dice": native, "test/threshold_jaccard": 0.25}
+        intervals = {"test/native_dice": [native - 0.1, native + 0.1]}
+        return {"test": scores, "test_intervals": intervals, "resolution": "both"}
+
+    make_run("good", "t1", 0.8, **both(0.8, 0.78))
+    make_run("good", "t2", 0.8, **both(0.8, 0.74))
+    make_run("shifted", "t3", 0.9, **both(0.9, 0.6))
+    text, page = write(make_config, tmp_path)
+    columns = headings(text, "Runs")
+    first = columns.index("native Dice")
+    assert columns[first : first + 3] == ["native Dice", "Dice", "threshold Jaccard"]
+    rows = table(text, "Runs")
+    assert [row[first] for row in rows] == [
+        "0.7800 (0.6800 to 0.8800)",
+        "0.7400 (0.6400 to 0.8400)",
+        "0.6000 (0.5000 to 0.7000)",
+    ]
+    assert headings(text, "Methods")[-1] == "native Dice, deviation of runs"
+    assert table(text, "Methods")[0][-1] == f"{np.std([0.78, 0.74], ddof=1):.4f}"
+    assert "Native Dice against cost" in page
+    # An older run without them has a row, and what all runs have is compared.
+    make_run("older", "t4", 0.85)
+    text, page = write(make_config, tmp_path)
+    assert [row[0] for row in table(text, "Runs")] == ["shifted", "older", "good", "good"]
+    assert table(text, "Runs")[1][first] == ""
+    assert headings(text, "Methods")[-1] == "Dice, deviation of runs"
+    assert ">Dice against cost" in page
+
+
+def test_folds_of_a_cross_validation_share_a_row_with_all_their_images(
+    make_run, make_config, tmp_path
+):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.7, 0.9, (3, 8))
+    data = {"name": "isic2018", "image_size": 64, "n_test": 8, "folds": 3}
+    for fold, own in enumerate(values):
+        folder = make_run("teacher", f"f{fold}", own.mean(), data=data | {"fold": fold})
+        rows = "".join(f"i{fold}_{place},{dice}\n" for place, dice in enumerate(own))
+        (folder / "test_images.csv").write_text("id,dice\n" + rows)
+    make_run("teacher", "plain", 0.95)
+    text, _ = write(make_config, tmp_path)
+    rows = {row[0].strip("| "): row for row in table(text, "Methods, the runs of each together")}
+    assert set(rows) == {"teacher, 3 folds", "teacher"}
+    low, high = bootstrap_interval(values.flatten())
+    cell = f"{values.mean():.4f} ({low:.4f} to {high:.4f})"
+    assert cell in " | ".join(rows["teacher, 3 folds"])

@@ -44,8 +44,32 @@ def test_latest_is_the_newest_run_that_can_go_on(make_config, tmp_path):
     assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "b/2026-01-05")
     make_config("experiment=demo_teacher")
     assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "a/2026-01-03")
-    with pytest.raises(UserError, match=r"finds no run .*/c/\*; leave resume out"):
+    with pytest.raises(UserError, match=r"finds no run .*/c/\* or .*/c-\*/\*; leave resume"):
         run_folder("latest", str(tmp_path), "c", "x")
+
+
+def test_latest_is_of_the_dataset_that_is_given(make_config, tmp_path):
+    make_runs(tmp_path, "a/2026-01-03", "a-clinic/2026-01-05", "ab/2026-01-09")
+    make_config("experiment=demo_teacher")
+    assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "a-clinic/2026-01-05")
+    make_config("experiment=demo_teacher", "datamodule=synthetic")
+    assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "a/2026-01-03")
+
+
+def test_a_run_on_own_data_goes_on_without_naming_it(stopped, make_config):
+    path = stopped / "config.yaml"
+    chosen = ("experiment=demo_unet_teacher", "datamodule=folder", "datamodule.root=x/my clinic")
+    stored = make_config(*chosen)
+    assert (stored["run_name"], stored["data_label"]) == (
+        "demo_unet_teacher-my-clinic",
+        "my-clinic",
+    )
+    path.write_text(yaml.safe_dump(stored))
+    for given in (chosen[:1], chosen, ()):
+        config = resumed_config(make_config(*given, f"resume={stopped}"))
+        assert config["run_name"] == "demo_unet_teacher-my-clinic"
+    with pytest.raises(UserError, match="experiment=demo_teacher cannot change"):
+        resumed_config(make_config("experiment=demo_teacher", f"resume={stopped}"))
 
 
 def test_the_run_keeps_its_config(stopped, make_config):

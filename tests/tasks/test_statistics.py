@@ -5,12 +5,16 @@ import pytest
 from scipy import stats
 
 from common.errors import UserError
+from common.runs import write_results
 from tasks.statistics import (
     Predictions,
     bootstrap_interval,
     compare_predictions,
     compare_scores,
+    join_predictions,
+    mean_images,
     percentile_interval,
+    pooled_scores,
     read_images,
     read_predictions,
     read_scores,
@@ -84,6 +88,11 @@ def test_a_runs_table_is_read(tmp_path):
     assert read_scores(tmp_path / "nowhere") == {}
     with pytest.raises(UserError, match="cannot be read.*task=test"):
         read_images(tmp_path / "nowhere")
+    write_results(tmp_path, {"schema": 1, "resolution": "native"})
+    assert read_images(tmp_path)["a"] == {"native_dice": 0.25, "native_hd95": 1}, "an old test"
+    columns = "id,native_dice,native_lesion_pixels,dice,predicted_pixels,finite"
+    (tmp_path / "test_images.csv").write_text(f"{columns}\na,0.5,10,0.25,3,1\n")
+    assert list(read_images(tmp_path)["a"].items()) == [("native_dice", 0.5), ("dice", 0.25)]
     (tmp_path / "test_images.csv").write_text("id,dice\na,none\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_images(tmp_path)
@@ -161,3 +170,57 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     (tmp_path / "predictions.csv").write_text("\n".join([*rows, "b,scc,nv,0,0.5,0.2,0.5,0.3"]))
     with pytest.raises(UserError, match=r"predictions.csv cannot be read \(ValueError\); test"):
         read_predictions(tmp_path)
+
+
+def test_folds_pool_their_images_and_seeds_average_them():
+    first, second = {"a": {"dice": 0.2}, "b": {"dice": 0.4}}, {"b": {"dice": 0.8}}
+    assert mean_images([first, second]) == {"b": {"dice": pytest.approx(0.6)}}
+    pooled = mean_images([first, second], pooled=True)
+    assert pooled == {"a": {"dice": 0.2}, "b": {"dice": pytest.approx(0.6)}}
+
+
+@pytest.fixture
+def diagnosed(tmp_path):
+    """Writes the diagnoses of a run as its test does."""
+
+    def write(name, predictions):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = ["id,label,predicted,correct,confidence,mel,nv"]
+        for key, label, chances in zip(
+            predictions.ids, predictions.labels, predictions.probability, strict=True
+        ):
+            row = (key, predictions.classes[label], "nv", 0, 0.5, *chances)
+            rows.append(",".join(map(str, row)))
+        (folder / "predictions.csv").write_text("\n".join([*rows, ""]))
+        (folder / "config.yaml").write_text("metrics: {positive: null}\n")
+        return folder
+
+    return write
+
+
+def diagnosed_fold(ids, seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, len(ids))
+    probability = 0.8 * rng.dirichlet((1, 1), len(ids)) + 0.2 * np.eye(2)[labels]
+    return Predictions(list(ids), labels, probability, ("mel", "nv"))
+
+
+def test_diagnoses_of_folds_are_scored_as_those_of_one_test(diagnosed):
+    folds = [diagnosed_fold([f"{fold}_{i}" for i in range(20)], fold) for fold in range(3)]
+    folders = [diagnosed(f"fold_{number}", fold) for number, fold in enumerate(folds)]
+    images, scores = pooled_scores([folders])
+    whole = join_predictions(folds)
+    assert images == len(whole.ids) == 60
+    right = (whole.probability.argmax(1) == whole.labels).mean()
+    assert scores["accuracy"][0] == pytest.approx(right)
+    drawn = resampled_scores(whole, {"positive": None})
+    assert scores["auc"][1] == pytest.approx(percentile_interval(drawn["auc"]))
+    assert scores["auc"][1][0] < scores["auc"][0] < scores["auc"][1][1]
+    again, repeated = pooled_scores([folders, folders[::-1]])
+    assert again == 60
+    assert repeated["auc"][0] == pytest.approx(scores["auc"][0])
+
+
+def test_a_pool_without_test_has_no_scores(tmp_path):
+    assert pooled_scores([[tmp_path / "a", tmp_path / "b"]]) == (0, {})

@@ -57,6 +57,20 @@ def test_settings_are_ordered_by_validation_with_mean_and_spread_over_seeds(trai
     assert rows[1][4:] == ["2.0000 ± 0.0000", "10 ± 1"]
 
 
+def test_scores_at_the_original_size_come_first(trained):
+    runs = trained((0.5, 0.9), (0.7, 0.8))
+    for number in range(2):
+        folder = runs / "x" / str(number)
+        results = json.loads((folder / "results.json").read_text())
+        results["test"] |= {"test/native_dice": 0.6, "test/native_hd95": 30.0 + number}
+        write_results(folder, results)
+    lines, _ = sweep_table.summarise(runs, [job(n, f"seed={n}") for n in range(2)])
+    header, (row,) = sweep_table._table(lines)
+    shown = ["test/native_dice", "test/dice", "test/native_hd95"]
+    assert header == ["jobs", "best val/dice", *shown, "seconds"]
+    assert row[2:5] == ["0.6000 ± 0.0000", "0.8500 ± 0.0707", "30.5000 ± 0.7071"]
+
+
 def test_of_losses_the_lowest_comes_first(trained):
     runs = trained((0.5, 0.9), (0.4, 0.8), mode="min")
     lines, less = sweep_table.summarise(runs, [job(0, "w=1"), job(1, "w=2")])
@@ -93,6 +107,65 @@ def test_the_tables_are_written_and_printed(trained, capsys):
     assert lines[0] == columns
     assert lines[1] == "0,finished,x/0,1.0,,0.123456789,0.5,0.9,2.0"
     assert lines[3] == "2,failed,x/2,1.0,no teacher,3,,,"
+
+
+@pytest.fixture
+def folds(tmp_path):
+    """Writes the runs of a cross-validation: four images, of which each of two folds tests two."""
+
+    def write(*seeds):
+        jobs = []
+        for num, (seed, fold) in enumerate((s, f) for s in seeds for f in (0, 1)):
+            folder = tmp_path / "x" / str(num)
+            folder.mkdir(parents=True)
+            dices = [0.1 * (2 * fold + place + 1) + 0.2 * seed for place in (0, 1)]
+            rows = [f"i{2 * fold + place},{dice}" for place, dice in enumerate(dices)]
+            (folder / "test_images.csv").write_text("\n".join(["id,dice", *rows, ""]))
+            results = {
+                "schema": 1,
+                "best": {"monitor": "val/dice", "score": 0.5, "mode": "max"},
+                "test": {"test/dice": sum(dices) / 2},
+                "seconds": 1.0,
+            }
+            write_results(folder, results)
+            told = (f"datamodule.fold={fold}", f"seed={seed}")
+            jobs.append(job(num, "cross_validation=2", *told))
+        return jobs
+
+    return write
+
+
+def test_folds_share_a_line_and_pool_their_images(folds, tmp_path, capsys):
+    jobs = folds(0, 1)
+    (line,), _ = sweep_table.summarise(tmp_path, jobs)
+    assert line.values == {}
+    assert line.scores["test/dice"] == pytest.approx([0.15, 0.35, 0.35, 0.55])
+    folder = tmp_path / "sweeps" / "now"
+    sweep_table.write_tables(folder, jobs)
+    sweep_table.print_table(folder, jobs)
+    assert "2 + 2" in capsys.readouterr().out
+    table = (folder / "table.md").read_text().splitlines()
+    assert table[2].startswith("| 4 | 0.5000 ± 0.0000 | 0.3500 ± 0.1633 |")
+    assert table[-3] == "| folds | images | dice |"
+    assert table[-1].startswith("| 2 + 2 | 4 | 0.3500 (")
+    rows = (folder / "cross_validation.csv").read_text().splitlines()
+    assert rows[0] == "seed,fold,id,dice"
+    assert [row.split(",")[:3] for row in rows[1:]] == [
+        [seed, fold, f"i{2 * int(fold) + place}"]
+        for seed in "01"
+        for fold in "01"
+        for place in (0, 1)
+    ]
+
+
+def test_a_fold_that_failed_is_missing_from_the_pool(folds, tmp_path):
+    first, second = folds(0)
+    folder = tmp_path / "sweeps" / "now"
+    sweep_table.write_tables(folder, [first, second | {"status": "failed"}])
+    table = (folder / "table.md").read_text().splitlines()
+    assert table[2].startswith("| 1 of 2 |")
+    assert table[-1].startswith("| 1 | 2 | 0.1500 (")
+    assert len((folder / "cross_validation.csv").read_text().splitlines()) == 3
 
 
 @pytest.fixture
@@ -242,3 +315,59 @@ def test_the_sweep_of_wandb_is_that_of_hydra():
     assert values == {key: text.split(",") for key, text in params.items()}
     assert theirs["method"] == "grid"
     assert theirs["command"][1:4] == ["python", "run.py", "experiment=efkd_isic2018"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expanded"),
+    [
+        (
+            ["a=1", "cross_validation=3", "b=2"],
+            ["--multirun", "a=1", "cross_validation=3", "datamodule.fold=0,1,2", "b=2"],
+        ),
+        (["-m", "cross_validation=2"], ["-m", "cross_validation=2", "datamodule.fold=0,1"]),
+        (["cross_validation=3", "datamodule.fold=1"], None),
+        (["cross_validation=3", "--cfg", "job"], None),
+        (["cross_validation=null", "-m", "seed=0,1"], None),
+        (["~cross_validation"], None),
+        (["a=1"], None),
+    ],
+)
+def test_a_cross_validation_is_a_multirun_over_folds(arguments, expanded):
+    assert sweep.expand_cross_validation(arguments) == (expanded or arguments)
+
+
+@pytest.mark.parametrize("value", ["1", "0", "-3", "2.5", "five", "", "2,3", "[2]"])
+def test_a_number_of_folds_is_whole_and_at_least_two(value):
+    with pytest.raises(UserError, match="at least 2"):
+        sweep.expand_cross_validation([f"cross_validation={value}"])
+
+
+@pytest.mark.parametrize("split", ["datamodule.split=random", "datamodule.split_file=a.csv"])
+def test_a_split_beside_a_cross_validation_is_refused(split):
+    with pytest.raises(UserError, match=f"{split} and cross_validation=5"):
+        sweep.expand_cross_validation(["cross_validation=5", split])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("task=predict",), "task=predict trains none"),
+        (("sweep=search",), "cross_validation=5; cross-validate a grid"),
+    ],
+)
+def test_what_is_no_grid_of_trainings_is_not_cross_validated(multirun, overrides, message):
+    with pytest.raises(UserError, match=message):
+        sweep._refuse(multirun("experiment=demo_efkd", "cross_validation=5", *overrides))
+
+
+def test_too_few_images_for_the_folds_are_refused_before_the_first_job(multirun):
+    def check(folds, *overrides):
+        made = ("datamodule=synthetic", "datamodule.num_samples=6", f"cross_validation={folds}")
+        config = multirun(*made)
+        config.hydra.overrides.task = [f"cross_validation={folds}", *overrides]
+        sweep._check_folds(config)
+
+    check(6)
+    with pytest.raises(UserError, match="cross_validation=7 .* 6 images in 6 groups"):
+        check(7)
+    check(7, "datamodule.num_samples=6,20")  # Each job knows its own data.

@@ -21,8 +21,7 @@ def prepare(make_config, make_checkpoint):
         small = ("datamodule.image_size=16", "datamodule.num_samples=20")
         checkpoint = make_checkpoint(*small)
         config = make_config(
-            *("experiment=demo_teacher", "~lightning_module.objective"),
-            *("lightning_module=segmentation_kd", "network=unet", "network.kwargs.base_width=2"),
+            *("lightning_module=segmentation_kd", "network.kwargs.base_width=2"),
             *("teacher=newest", "teacher.experiment=demo_teacher", "teacher.cached=true"),
             *("datamodule.batch_size=4", "augmentation=flips", "datamodule.num_workers=0"),
             *(f"teacher.checkpoint={checkpoint}", "++teacher.sampler.ensemble=2", *small),

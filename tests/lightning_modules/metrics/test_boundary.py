@@ -3,6 +3,7 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +95,37 @@ def test_empty_masks_have_defined_scores():
             "assd_relative": 1,
             "boundary_f1": 0,
         }
+
+
+@pytest.mark.parametrize(("height", "width"), [(2300, 3100), (1, 5000)])
+def test_distances_are_exact_in_large_images(height, width):
+    first, second = torch.zeros(2, 1, 1, height, width)
+    first[..., 0, 0] = 1
+    second[..., height - 1, width - 2 :] = 1
+    far, near = math.hypot(height - 1, width - 1), math.hypot(height - 1, width - 2)
+    scores = boundary_scores(first[None, 0], second[None, 0])
+    # Of the pair of pixels one is as far as the other pixel is near, to the last bit.
+    assert scores["hd95"].item() == np.percentile([near, far], 95)
+    assert scores["assd"].item() == np.mean([near, near, far])
+
+
+def test_distances_are_those_of_all_pairs():
+    masks = made_up_masks(3, size=40)
+    noisy = (torch.rand(masks.shape, generator=torch.Generator().manual_seed(1)) > 0.6).float()
+    for prediction in (masks.roll(1, 0), noisy):
+        found = boundary_scores(prediction, masks)
+        for index in range(3):
+            points = []
+            for mask in (prediction[index, 0], masks[index, 0]):
+                inside = torch.nn.functional.pad(mask, (1, 1, 1, 1)) > 0.5
+                crossed = [inside.roll(step, axis) for step in (1, -1) for axis in (0, 1)]
+                outline = inside & ~torch.stack(crossed).all(0)
+                points.append(outline.nonzero().numpy())
+            apart = np.hypot(*(points[0][:, None] - points[1]).transpose(2, 0, 1))
+            there, back = apart.min(1), apart.min(0)
+            assert found["assd"][index].item() == pytest.approx(np.append(there, back).mean())
+            hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+            assert found["hd95"][index].item() == pytest.approx(hd95, rel=1e-12)
 
 
 def test_images_of_a_batch_do_not_mix():

@@ -202,15 +202,47 @@ def test_the_calibration_error_is_that_of_the_reliability_diagram(bins):
     assert scores["calibration_error"] == pytest.approx(error)
 
 
-def test_what_is_no_number_counts_as_zero():
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("classes", [1, slice(None)])
+@pytest.mark.parametrize("truth", [0, 1])
+def test_an_image_without_finite_probabilities_is_wrong_in_every_score(value, classes, truth):
     chance, label = make_case(30)
-    broken, zeros = chance.copy(), chance.copy()
-    broken[3], zeros[3] = np.nan, 0
-    assert classification_scores(broken, label) == classification_scores(zeros, label)
+    label[3] = truth
+    broken = chance.copy()
+    broken[3, classes] = value
+    others = np.arange(30) != 3
+    found, rest = (
+        classification_scores(broken, label),
+        classification_scores(chance[others], label[others]),
+    )
+    for name in ("accuracy", "top2_accuracy"):
+        assert found[name] == pytest.approx(rest[name] * 29 / 30)
+    assert found["calibration_error"] == pytest.approx((rest["calibration_error"] * 29 + 1) / 30)
+    same = (label == truth).sum()
+    assert found[f"recall/{truth}"] == pytest.approx(rest[f"recall/{truth}"] * (same - 1) / same)
+    # No class is predicted, not even the first one.
+    for index in range(len(CLASSES)):
+        assert found[f"precision/{index}"] == pytest.approx(rest[f"precision/{index}"])
+        # It loses against all others, where it has the class and where it does not.
+        negatives, positives = (label != index).sum(), (label == index).sum()
+        lost = positives if index == truth else negatives
+        shrunk = rest[f"auc/{index}"] * (lost - 1) / lost
+        assert found[f"auc/{index}"] == pytest.approx(shrunk)
+        assert roc_curves(broken, label)[index].auc == pytest.approx(shrunk)
+        assert found[f"average_precision/{index}"] < rest[f"average_precision/{index}"]
+    assert confusion_matrix(broken, label, len(CLASSES)).sum() == 29
+    assert reliability(broken, label).error == pytest.approx(found["calibration_error"])
     metric = ClassificationScores(CLASSES)
     rows = metric.update(torch.from_numpy(broken), torch.from_numpy(label))
-    assert rows["confidence"][3] == 0
-    assert all(value.isfinite() for value in metric.compute().values())
+    assert (rows["correct"][3], rows["confidence"][3]) == (0, 0)
+    total = metric.compute()
+    assert total["accuracy"].item() == pytest.approx(found["accuracy"])
+    assert all(score.isfinite() for score in total.values())
+
+
+def test_of_two_classes_such_an_image_is_not_among_the_two_most_probable():
+    found = classification_scores([[0.9, 0.1], [np.nan, np.nan]], [0, 0])
+    assert (found["top2_accuracy"], found["accuracy"]) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +314,12 @@ def test_scores_that_are_no_numbers_are_left_out():
 
 
 def test_melanoma_need_not_be_a_class():
-    assert ClassificationScores(("akiec", "mel")).positive == "MEL"
-    assert ClassificationScores(("benign", "malignant")).positive is None
+    assert ClassificationScores(("akiec", "mel")).positive == "mel"
+    assert ClassificationScores(("Malignant", "Melanoma")).positive == "Melanoma"
+    assert ClassificationScores(("benign", "malignant")).positive == "malignant"
+    assert ClassificationScores(("bkl", "nv")).positive is None
     assert ClassificationScores(CLASSES, positive=None).positive is None
+    assert ClassificationScores(("0", "1"), positive=1).positive == "1"
 
 
 @pytest.mark.parametrize(

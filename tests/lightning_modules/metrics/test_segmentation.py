@@ -1,5 +1,7 @@
 """What a test says of masks: at the network's size and at the images' own."""
 
+import math
+
 import pytest
 import torch
 
@@ -63,8 +65,97 @@ def test_native_scores_are_those_at_the_images_own_size(letterbox):
         counts = count_overlap(resized > 0.5, truth[None, None])
         expected.append(dice_score(counts).item())
     found = scores.update(prediction, {"mask": torch.ones(3, 1, 16, 16), "native_mask": truths})
-    assert found["dice"].tolist() == pytest.approx(expected)
-    assert found["lesion_pixels"].tolist() == [int(truth.sum()) for truth in truths]
+    assert found["native_dice"].tolist() == pytest.approx(expected)
+    assert found["native_lesion_pixels"].tolist() == [int(truth.sum()) for truth in truths]
+    assert {name[:7] for name in found} == {"native_", "finite"}
+    assert {name[:7] for name in scores.compute()} == {"native_"}
+
+
+def test_both_resolutions_are_those_of_either_with_native_first():
+    prediction, mask = make_case()
+    truths = [torch.ones(size, dtype=torch.uint8).triu() for size in SIZES]
+    batch = {"mask": mask, "native_mask": truths}
+    rows, totals = {}, {}
+    for resolution in ("both", "native", "model"):
+        scores = SegmentationScores(resolution=resolution)
+        rows[resolution] = scores.update(prediction, batch)
+        totals[resolution] = scores.compute()
+    for found in (rows, totals):
+        expected = {**found["native"], **found["model"]}
+        assert found["both"].keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found["both"].items())
+        assert not {k for k in found["model"] if k.startswith("native_")}
+    assert list(totals["both"]) == [*totals["native"], *totals["model"]]
+    assert totals["both"]["native_dice"] != totals["both"]["dice"]
+    assert len(totals["native"]) == len(totals["model"])
+
+
+# Scores that are not 0 at their worst.
+WORST = {
+    "hd95": math.hypot(16, 16),
+    "hd95_relative": 1,
+    "assd": math.hypot(16, 16),
+    "assd_relative": 1,
+    "uncertainty_correlation": -1,
+    "expected_dice": 1,
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("truth", ["empty", "full", "lesion"])
+@pytest.mark.parametrize("pixels", ["one", "all"])
+def test_a_prediction_that_is_not_finite_has_the_worst_scores(value, truth, pixels):
+    mask = {"empty": torch.zeros, "full": torch.ones}.get(truth, torch.zeros)(1, 1, 16, 16)
+    if truth == "lesion":
+        mask[..., 4:9, 3:12] = 1
+    probability = mask * 0.8 + 0.1
+    probability[..., slice(5, 6) if pixels == "one" else slice(None), 7] = value
+    if pixels == "all":
+        probability[:] = value
+    scores = SegmentationScores(resolution="both", batch_pooled=True)
+    batch = {"mask": mask, "native_mask": [mask[0, 0].to(torch.uint8)]}
+    rows = scores.update({"probability": probability}, batch)
+    total = scores.compute()
+    assert rows.pop("finite").tolist() == [0]
+    for prefix in ("", "native_"):
+        assert rows.pop(f"{prefix}lesion_pixels").item() == mask.sum()
+        assert rows.pop(f"{prefix}predicted_pixels").item() == 0
+        assert total[f"{prefix}calibration_error"] == 1
+        assert total[f"{prefix}referral_dice"] == 0
+        assert total[f"{prefix}pooled_accuracy"] == 0
+        assert total[f"{prefix}pooled_iou"] == 0
+    for name, found in rows.items():
+        assert found.item() == pytest.approx(WORST.get(name.removeprefix("native_"), 0)), name
+    assert all(values.isfinite() for values in total.values())
+    assert total["hard_dice_loss"] == pytest.approx(1, abs=1e-6)
+    assert total["batch_pooled_dice"] == 0
+
+
+def test_one_such_prediction_leaves_the_others_as_they_are():
+    prediction, mask = make_case(5)
+    broken = prediction["probability"].clone()
+    broken[2, 0, 0, 0] = torch.nan
+    whole, alone = SegmentationScores(), SegmentationScores()
+    rows = whole.update({"probability": broken}, {"mask": mask})
+    kept = [0, 1, 3, 4]
+    fine = alone.update({"probability": prediction["probability"][kept]}, {"mask": mask[kept]})
+    for name, values in fine.items():
+        assert torch.equal(rows[name][kept], values)
+    total, rest = whole.compute(), alone.compute()
+    assert total["dice"].item() == pytest.approx(rest["dice"].item() * 4 / 5)
+    error = (4 * rest["calibration_error"].item() + 1) / 5
+    assert total["calibration_error"].item() == pytest.approx(error, rel=1e-5)
+    # It counts as certain and is not referred.
+    assert total["referral_dice"] < rest["referral_dice"]
+
+
+def test_an_uncertainty_that_is_not_finite_has_the_worst_correlation():
+    prediction, mask = make_case()
+    uncertainty = torch.full_like(mask, 0.1)
+    uncertainty[1, 0, 3, 3] = torch.nan
+    rows = SegmentationScores().update({**prediction, "uncertainty": uncertainty}, {"mask": mask})
+    assert rows["uncertainty_correlation"].tolist() == [0, -1, 0]
+    assert rows["dice"][1] > 0.5
 
 
 def test_the_uncertainty_of_an_ensemble_is_used():
@@ -95,7 +186,7 @@ def test_half_precision_of_the_module_does_not_round_the_scores(halve):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"resolution": "own"}, "metrics.resolution=own does not exist; .*native"),
+        ({"resolution": "own"}, "metrics.resolution=own does not exist; .*both, model, native"),
         ({"bins": 0}, "metrics.bins=0"),
         ({"tolerance": -1.0}, "metrics.tolerance=-1"),
         ({"referral": 1.0}, "metrics.referral=1"),

@@ -89,6 +89,24 @@ def test_referral_leaves_out_the_most_doubtful_images():
     assert mixed.compute()["referral_dice"].item() == pytest.approx(dices.mean().item())
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 10, 100, 1000])
+def test_the_referral_share_is_rounded_down_exactly(count):
+    dices = torch.arange(count).double()
+    for percent in range(100):
+        metric = DoubtScores(referral=percent / 100)
+        # The images of the highest Dice are the most uncertain.
+        metric.update(dices, dices)
+        kept = max(1, count - percent * count // 100)
+        assert metric.compute()["referral_dice"].item() == (kept - 1) / 2
+
+
+def test_a_pixel_that_is_not_finite_has_the_largest_calibration_error():
+    chance, mask = torch.tensor([0.0, 1.0, torch.nan, -torch.inf]), torch.tensor([0.0, 1, 1, 0])
+    metric = CalibrationError()
+    metric.update(chance, mask)
+    assert metric.compute() == 0.5
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_images_have_defined_scores(count):
     metric = DoubtScores()
