@@ -413,7 +413,7 @@ class CachedDataModule(L.LightningDataModule):
                 "collate_fn": SharedBatches(dataset.plain(0), self.batch_size, self.num_workers),
                 "prefetch_factor": PREFETCH,
                 "persistent_workers": True,
-                "worker_init_fn": _prepare_process,
+                "worker_init_fn": prepare_process,
             }
         return BatchLoader(
             dataset,
@@ -433,7 +433,7 @@ def _has_truth(sample: Sample) -> bool:
     return getattr(sample, "label", None) is not None or getattr(sample, "labelled", True)
 
 
-def _prepare_process(worker: int) -> None:
+def prepare_process(worker: int) -> None:
     """Set up a loader process.
 
     It stays alive for a while when a signal reaches every process of a run, as from a terminal or

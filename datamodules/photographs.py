@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
 from common.text import printable
+from datamodules.base import prepare_process
 from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS
 from datamodules.large import Photograph, read_photograph
 from datamodules.loading import EpochSampler
@@ -245,4 +246,5 @@ class Photographs(L.LightningDataModule):
             batch_size=self.batch_size,
             sampler=EpochSampler(len(self.dataset), rank=rank, world_size=world_size),
             num_workers=self.num_workers,
+            worker_init_fn=prepare_process,
         )

@@ -32,7 +32,9 @@ FORMATS = {
 BAND = 0.01
 THREADS = 4
 # Of a map that are restored at once.
-STRIP_PIXELS = 8_000_000
+STRIP_PIXELS = 4_000_000
+# At which the outline of a large photograph is measured.
+OUTLINE_PIXELS = 4_000_000
 
 
 class PredictionWriter(PhotographWriter):
@@ -127,6 +129,7 @@ class PredictionWriter(PhotographWriter):
         if len(self.templates) > 1:
             # First, so that decoding and the maps do not add up in memory.
             overlay = self._overlay(photograph, probability)
+        outline = self._along_outline(probability, uncertainty, size)
         mask = np.empty(size, dtype=np.uint8)
         chances = overlap = unsure = 0.0
         for rows, values in restored_rows(probability, size, self.letterbox):
@@ -144,7 +147,7 @@ class PredictionWriter(PhotographWriter):
             "components": _count_components(mask),
             "expected_dice": round(2 * overlap / total if total > 0 else 1.0, 6),
             "mean_uncertainty": round(unsure / mask.size, 6),
-            "boundary_uncertainty": self._along_outline(probability, uncertainty, size),
+            "boundary_uncertainty": outline,
         }
         pictures: list[Callable[[], np.ndarray]] = [
             lambda: mask * np.uint8(255),
@@ -175,7 +178,8 @@ class PredictionWriter(PhotographWriter):
         self, probability: Tensor, uncertainty: Tensor, size: tuple[int, int]
     ) -> float | str:
         """Return the mean uncertainty in the band along the outline, empty without an outline."""
-        shrink = max(1.0, (size[0] * size[1] / WHOLE_PIXELS) ** 0.5)
+        pixels = size[0] * size[1]
+        shrink = (pixels / OUTLINE_PIXELS) ** 0.5 if pixels > WHOLE_PIXELS else 1.0
         height, width = (max(1, round(length / shrink)) for length in size)
         mask = self._mask(probability, (height, width))
         near = _band(mask, BAND * float(np.hypot(height, width)))

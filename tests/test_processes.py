@@ -220,9 +220,9 @@ def test_a_prediction_that_was_stopped_goes_on(tmp_path, straight, devices, sign
         overrides = (
             *("task=predict", f"trainer.devices={devices}", "trainer.accelerator=cpu"),
             *(f"checkpoint={trained}/checkpoints/best.ckpt", f"input={tmp_path}/photos"),
-            *(f"output={tmp_path}/{name}", "skip_existing=true", "sampler.num_steps=2"),
+            *(f"output={tmp_path}/out_{name}", "skip_existing=true", "sampler.num_steps=2"),
         )
-        table = tmp_path / name / "predictions.csv"
+        table = tmp_path / f"out_{name}" / "predictions.csv"
         process, log, _ = start(tmp_path, name, *overrides, settings=())
         if stopped:
             deadline = time.monotonic() + 120
@@ -231,20 +231,20 @@ def test_a_prediction_that_was_stopped_goes_on(tmp_path, straight, devices, sign
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             os.killpg(process.pid, signum)
-            assert process.wait(timeout=60) == (
-                -signum if signum == signal.SIGKILL else 128 + signum
-            )
+            code = -signum if signum == signal.SIGKILL else 128 + signum
+            assert process.wait(timeout=60) == code, log.read_text()
+            assert "Traceback" not in log.read_text()
             rows = list(csv.DictReader(table.read_text().splitlines()))
             assert 5 <= len(rows) < 30
             for row in rows[:-1]:
-                assert (tmp_path / name / f"{row['name']}_mask.png").is_file()
+                assert (table.parent / f"{row['name']}_mask.png").is_file()
             process, log, _ = start(tmp_path, name, *overrides, settings=())
         assert process.wait(timeout=300) == 0, log.read_text()
         with table.open(newline="") as file:
             tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
     assert len(tables[0]) == 30
     assert tables[1] == tables[0]
-    assert len(list((tmp_path / "stopped").rglob("*.*"))) == 30 * 4 + 1
+    assert len(list((tmp_path / "out_stopped").rglob("*.*"))) == 30 * 4 + 1
 
 
 @pytest.mark.parametrize("devices", [1, 2])
