@@ -17,6 +17,8 @@ __all__ = ["check_choices", "explain_key"]
 
 # Options that a message lists whole.
 _FEW = 30
+# Keys of earlier versions, with what to write now.
+_RENAMED = {"datamodule.soft_masks": "datamodule.mask_resize=soft"}
 # With these there are options elsewhere too, which Hydra knows.
 _ADDED = ("--config-dir", "-cd", "hydra.searchpath")
 
@@ -74,12 +76,14 @@ def check_choices(arguments: Sequence[str], conf: Path) -> list[str]:
 
 
 def explain_key(key: str, conf: Path) -> str:
-    """Return why a key is not in the composed config: another choice has it, or it is mistyped.
+    """Return why a key is not in the composed config: mistyped, renamed or of another choice.
 
     Args:
         key: dotted, as on the command line.
         conf: the folder of the configs.
     """
+    if key in _RENAMED:
+        return f"{key} is now {_RENAMED[key]}"
     owners = _keys(conf)
     if owners.get(key):
         return f"{key} belongs to another choice, such as {owners[key]}"

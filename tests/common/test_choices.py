@@ -76,6 +76,7 @@ def test_the_nearest_choices_are_named(argument, near):
         ("lightning_module.losses.boundry.weight", "lightning_module.losses.boundary.weight"),
         ("output_format", "output_format belongs to another choice, such as task=predict"),
         ("datamodule.annotators", "such as datamodule=mediqa_magic"),
+        ("datamodule.soft_masks", "datamodule.soft_masks is now datamodule.mask_resize=soft"),
         ("zzzzzz", "zzzzzz does not exist"),
     ],
 )
