@@ -30,10 +30,17 @@ def load_ensemble(config: dict[str, Any], load: Callable[[dict[str, Any]], Loade
         them as its `checkpoint`.
 
     Raises:
-        UserError: a checkpoint cannot be used, or the checkpoints need other photographs or have
-            other classes.
+        UserError: a checkpoint cannot be used, some are exported and others not, or they need
+            other photographs or have other classes.
     """
     paths = find_checkpoints(config["checkpoint"])
+    exported = [path for path in paths if path.suffix == ".onnx"]
+    if exported and len(exported) < len(paths):
+        trained = next(path for path in paths if path not in exported)
+        raise UserError(
+            f"checkpoint has the exported {exported[0]} and the trained {trained}; give the .ckpt "
+            "files of all, or the .onnx files of all."
+        )
     loaded = [load({**config, "checkpoint": str(path)}) for path in paths]
     if len(loaded) == 1:
         return loaded[0]

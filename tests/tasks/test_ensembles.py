@@ -119,6 +119,11 @@ def test_members_that_need_other_photographs_are_refused(make_checkpoint, predic
         predict(f"[{one},{other}]", "masks")
 
 
+def test_exported_and_trained_models_do_not_fit_together():
+    with pytest.raises(UserError, match=r"exported b\.onnx and the trained a\.ckpt"):
+        load_ensemble({"checkpoint": ["a.ckpt", "b.onnx"]}, lambda config: (config, None, {}))
+
+
 def test_masks_and_diagnoses_do_not_fit_together():
     class Module:
         def __init__(self, classes):
