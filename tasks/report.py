@@ -22,6 +22,7 @@ from tasks.report_methods import (
     Column,
     Method,
     Timings,
+    dataset_name,
     group_runs,
     method_row,
     sampler_words,
@@ -218,7 +219,7 @@ def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
     return [
         results.get("trained_as") or results["experiment"],
         path.name,
-        data["name"],
+        dataset_name(results),
         str(data["image_size"]),
         results.get("objective") or "",
         f"{network['params']:,}",

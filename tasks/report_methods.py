@@ -17,6 +17,7 @@ __all__ = [
     "Column",
     "Method",
     "Timings",
+    "dataset_name",
     "group_runs",
     "method_row",
     "sampler_words",
@@ -105,8 +106,17 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
     for path, results in runs:
         checkpoint = results.get("checkpoint")
         origin = Path(checkpoint).resolve().parent.parent if checkpoint else path.resolve()
-        tested = (results["data"]["name"], str(results["data"]["image_size"]))
-        key = (*tested, sampler_words(results), _name(results), _recipe(origin) or _recipe(path))
+        data = results["data"]
+        # Two folders of one's own may share a name; the folds of one have a split each.
+        split = "" if data.get("folds") or not _is_own(data) else str(data.get("split_sha"))
+        key = (
+            dataset_name(results),
+            str(data["image_size"]),
+            split,
+            sampler_words(results),
+            _name(results),
+            _recipe(origin) or _recipe(path),
+        )
         groups.setdefault(key, {}).setdefault(origin, (path, results))
     shown = [key[:-1] for key in groups]
     methods = []
@@ -116,6 +126,16 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
         objective = rows[0][1].get("objective") or ""
         methods.append(Method(_name(rows[0][1]) + own, key[0], objective, rows))
     return sorted(methods, key=lambda method: method.data)
+
+
+def dataset_name(results: Mapping[str, Any]) -> str:
+    """Return the name of the dataset of a test: of one's own data that of its folder."""
+    data = results["data"]
+    return (data.get("label") if _is_own(data) else None) or data["name"]
+
+
+def _is_own(data: Mapping[str, Any]) -> bool:
+    return data["name"].startswith("Folder")
 
 
 def _name(results: Mapping[str, Any]) -> str:

@@ -263,3 +263,27 @@ def test_folds_of_a_cross_validation_share_a_row_with_all_their_images(
     low, high = bootstrap_interval(values.flatten())
     cell = f"{values.mean():.4f} ({low:.4f} to {high:.4f})"
     assert cell in " | ".join(rows["teacher, 3 folds"])
+
+
+def test_tests_on_folders_of_ones_own_stay_apart(make_run, make_config, tmp_path):
+    origin = make_run("unet-mine", "t1", 0.9, data=own_data("mine", "a"))
+    checkpoint = str(origin / "checkpoints" / "best.ckpt")
+    tests = [("other", "b"), ("mine", "c"), ("mine", "a")]
+    for number, (label, split) in enumerate(tests):
+        data, dice = own_data(label, split), 0.6 + number / 10
+        more = {"trained_as": "unet-mine", "checkpoint": checkpoint, "data": data}
+        make_run("test", f"t{number + 2}", dice, **more)
+    text, _ = write(make_config, tmp_path)
+    assert sorted(row[2] for row in table(text, "Runs")) == ["mine"] * 3 + ["other"]
+    methods = table(text, "Methods")
+    # The last test repeats that of the training, which counts.
+    expected = [("mine", "0.9000"), ("mine", "0.7000"), ("other", "0.6000")]
+    assert len(methods) == len(expected)
+    for row, (data, dice) in zip(methods, expected, strict=True):
+        assert row[1] == data
+        assert any(cell.startswith(dice) for cell in row)
+
+
+def own_data(label, split):
+    """Return what a run records of a folder of one's own."""
+    return {"name": "Folder", "label": label, "split_sha": split, "image_size": 64, "n_test": 4}
