@@ -1,5 +1,6 @@
 """Finding, checking and loading the teacher of a distillation."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tasks.configuration import get_value
 from tasks.seen_images import Seen, check_teacher, find_seen, is_own_data, leaks_by_id
 
 __all__ = ["find_teachers", "load_teacher"]
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None) -> list[Path]:
@@ -57,17 +60,33 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
     number, verb = "No finished run", "was"
     if found:
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
-    runs, own = Path(config["paths"]["runs"]) / experiment, is_own_data(data)
+    own = is_own_data(data)
     place = f"the folder {data['root']}" if own else data["name"]
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
     folds = f" cross_validation={data['folds']}" if data.get("folds") else ""
     raise UserError(
         f"{number} of {experiment} on {place} at {data['image_size']} px {verb} found in "
-        f"{runs}{passed if leaking else ''}. Train with `python run.py{seeds} "
-        f"experiment={experiment} datamodule.image_size={data['image_size']}{folds}`"
-        f"{' on the same folder and split' if own else ''}, or set teacher.checkpoint=<file>."
+        f"{config['paths']['runs']}{passed if leaking else ''}. Train with `python run.py{seeds} "
+        f"{_recipe(config)} datamodule.image_size={data['image_size']}{folds}`"
+        f"{' with the same split' if own else ''}, or set teacher.checkpoint=<file>."
     )
+
+
+def _recipe(config: Mapping[str, Any]) -> str:
+    """Return the arguments that train `teacher.experiment` on the student's data."""
+    experiment, data = config["teacher"]["experiment"], config["datamodule"]
+    # Runs without an experiment are filed under their method.
+    method = not (CONF / "experiment" / f"{experiment}.yaml").is_file()
+    words = [f"lightning_module={experiment}" if method else f"experiment={experiment}"]
+    label = config.get("data_label")
+    if is_own_data(data):
+        choice = {"Folder": "folder", "FolderDiagnosis": "folder_diagnosis"}.get(data["name"])
+        words += [f"datamodule={choice}"] if choice else []
+        words.append(shlex.quote(f"datamodule.root={data['root']}"))
+    elif label and (method or not experiment.endswith(f"_{label}")):
+        words.append(f"datamodule={label}")
+    return " ".join(words)
 
 
 def _fitting_runs(config: dict[str, Any]) -> list[Path]:

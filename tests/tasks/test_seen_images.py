@@ -1,6 +1,7 @@
 """A teacher that has seen the student's validation or test images."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -301,6 +302,22 @@ def test_own_folders_have_their_own_teachers(folder, finished, search):
     assert search(folder("b")) == [theirs]
     with pytest.raises(UserError, match=r"No finished run of demo_unet_teacher on the folder .*/c"):
         search(folder("c"))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "chosen"),
+    [
+        ("demo_unet_teacher", "experiment=demo_unet_teacher"),
+        ("segmentation", "lightning_module=segmentation"),
+    ],
+)
+def test_a_missing_teacher_has_its_command(folder, search, experiment, chosen):
+    root = folder("my (1)")
+    with pytest.raises(UserError) as raised:
+        search(root, experiment=experiment)
+    command = str(raised.value).split("`python run.py ")[1].partition("`")[0]
+    data = ["datamodule=folder", f"datamodule.root={root}", "datamodule.image_size=16"]
+    assert shlex.split(command) == [chosen, *data]
 
 
 def test_the_folder_itself_comes_before_one_of_its_name(
