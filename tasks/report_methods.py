@@ -69,8 +69,8 @@ class Method:
         """Return the mean over the runs, its 95 % interval and the runs' standard deviation.
 
         There is none of a score that only some of the runs have. The interval is the bootstrap over
-        images of each one's mean over the runs; of scores that are no means over images, that of a
-        single run as it was tested.
+        images of each one's mean over the runs. For scores that are no means over images it is the
+        interval of a single run as it was tested.
 
         Args:
             key: without `test/`.

@@ -226,7 +226,7 @@ def _refuse(config: DictConfig) -> None:
 def _check_folds(config: DictConfig) -> None:
     """Refuse a cross-validation that the images cannot be divided for, before its first job.
 
-    Data that the multirun itself varies is left to the jobs, and so is that of a cluster.
+    The jobs check data themselves where the multirun varies it, and on a cluster.
 
     Raises:
         UserError: the data is missing or broken, or has too few groups.

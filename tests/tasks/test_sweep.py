@@ -111,7 +111,7 @@ def test_the_tables_are_written_and_printed(trained, capsys):
 
 @pytest.fixture
 def folds(tmp_path):
-    """Writes the runs of a cross-validation: four images, of which each of two folds tests two."""
+    """Writes the runs of a cross-validation: each of two folds tests two of four images."""
 
     def write(*seeds):
         jobs = []
