@@ -26,9 +26,10 @@ ATTEMPTS = 6
 # Bytes read at a time; what has come of the last one is lost when the connection breaks.
 CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
-# An archive that is larger than the first, in bytes, and that many times its own size when unpacked
-# was made to fill disks: photographs and masks are compressed already, and tables are small.
-SUSPICIOUS_SIZE, SUSPICIOUS_RATIO = 10_000_000, 100
+# An archive that unpacks to more bytes and to more times its own size was made to fill disks:
+# photographs and masks are compressed already, and tables are small.
+SUSPICIOUS_SIZE = 10_000_000
+SUSPICIOUS_RATIO = 100
 # Any byte of an archive may be damaged: a name, a place in it, a compression and its data.
 _DAMAGED = (
     EOFError,
