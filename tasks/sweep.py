@@ -326,7 +326,7 @@ def _find(sweeps: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any] | 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a multirun's jobs that can be read."""
-    return [job for path in sorted(folder.glob("jobs/*.json")) if (job := _read(path))]
+    return [job for path in sorted(folder.glob("jobs/*.json")) if _is_record(job := _read(path))]
 
 
 def _score(folder: Path) -> float:
@@ -341,9 +341,20 @@ def _told(overrides: Sequence[str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Tell whether a file holds what `run_job` writes of a job."""
+    return (
+        record.keys() >= {"num", "overrides", "folder", "status", "reason", "seconds"}
+        and isinstance(record["overrides"], list)
+        and all(isinstance(override, str) for override in record["overrides"])
+        and isinstance(record["folder"], str)
+    )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
