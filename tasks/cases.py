@@ -62,6 +62,8 @@ def predict_cases(folder: Path, ids: Sequence[str]) -> list[dict[str, np.ndarray
     """
     results = read_results(folder) or {}
     path = Path(results.get("checkpoint") or folder / "checkpoints" / "best.ckpt")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} has no config.yaml; give folders of runs.")
     config = load_config(folder)
     checkpoint = load_checkpoint(path)
     network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")

@@ -186,7 +186,9 @@ def _print_cases(
     names: list[str], images: list[dict[str, dict[str, float]]], worst: list[str], score: str
 ) -> None:
     title = plain_text(f"{score} of the worst of {names[1]}")
-    table = Table("image", *map(plain_text, names), title=title)
+    table = Table("image", title=title)
+    for name in names:
+        table.add_column(plain_text(name))
     for image in worst:
         table.add_row(plain_text(image), *(f"{run[image][score]:.4f}" for run in images))
     console.print(table)

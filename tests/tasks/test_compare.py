@@ -97,7 +97,7 @@ def test_the_folder_of_an_experiment_is_the_mean_of_its_tested_runs(
     for number, values in enumerate(seeds):
         make_run(f"experiment/t{number}", values)
         results = {"schema": 1, "experiment": "e", "test": {"test/dice": 0.5}}
-        write_results(folder / f"t{number}", results)
+        write_results(folder / f"t{number}", results | {"data": {"name": "x"}})
     (folder / "untested").mkdir()
     write_results(folder / "untested", {"schema": 1, "experiment": "e", "test": None})
     (entry,) = run(make_config, tmp_path, first, folder)
