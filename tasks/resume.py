@@ -197,11 +197,12 @@ def _read_config(folder: Path, composed: dict[str, Any]) -> dict[str, Any]:
     for group, ours in composed.items():
         theirs = stored.get(group)
         # Callbacks and loggers are groups of groups, each of which may be none.
-        parts = theirs if group in ("callbacks", "logger") and isinstance(theirs, dict) else {}
-        wrong = [group] if isinstance(ours, dict) and not isinstance(theirs or {}, dict) else []
-        wrong += [f"{group}.{n}" for n, part in parts.items() if not isinstance(part or {}, dict)]
-        if wrong:
-            _refuse_damaged(folder, f"{wrong[0]} is no group of keys")
+        groups = {group: theirs} if isinstance(ours, dict) else {}
+        if group in ("callbacks", "logger") and isinstance(theirs, dict):
+            groups |= {f"{group}.{name}": part for name, part in theirs.items()}
+        for name, content in groups.items():
+            if content is not None and not isinstance(content, dict):
+                _refuse_damaged(folder, f"{name} is no group of keys")
     for key in ("run_name", "paths.run", "paths.data", "paths.cache"):
         if not isinstance(get_value(stored, key), str):
             _refuse_damaged(folder, f"{key} is no text")
