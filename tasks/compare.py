@@ -30,9 +30,9 @@ from matplotlib import pyplot as plt
 __all__ = ["run"]
 
 console = Console(highlight=False)
-# Distances: the higher, the worse.
 # Without it a tested run is damaged.
 _NEEDED = ("data.name",)
+# Distances: the higher, the worse.
 _DISTANCES = tuple(prefix + name for prefix in (NATIVE, "") for name in ("hd95", "assd"))
 
 

@@ -39,6 +39,8 @@ _MODULES = (
     *("lightning_modules.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.loggers"),
     *("lightning.pytorch.strategies", "lightning.pytorch.profilers"),
 )
+# What Hydra builds, which resolves interpolations first, also to classes.
+_BUILT = ("callbacks.", "logger.", "trainer.")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -212,13 +214,19 @@ def check_targets(stored: Any, composed: Any, place: Path, key: str = "") -> Non
 
     Raises:
         UserError: a `_target_` is no public class of the callbacks, loggers, strategies and
-            profilers of Lightning and this project, nor what the command line has there.
+            profilers of Lightning and this project, nor what the command line has there; or an
+            interpolation could become one.
     """
     if isinstance(stored, list):
         others = composed if isinstance(composed, list) else []
         for index, item in enumerate(stored):
             other = others[index] if index < len(others) else None
             check_targets(item, other, place, f"{key}[{index}]")
+    if isinstance(stored, str) and "${" in stored and key.startswith(_BUILT) and stored != composed:
+        raise UserError(
+            f"{place} has an interpolation in {key}, and the config of a run has none; write the "
+            "value there."
+        )
     if not isinstance(stored, dict):
         return
     others = composed if isinstance(composed, dict) else {}

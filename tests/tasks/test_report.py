@@ -305,7 +305,7 @@ def test_names_of_runs_stand_as_they_are(make_run, make_config, tmp_path, capsys
     places = [("[", "b]"), *(("student", n) for n in ("[v2]", r"$\foo$", "\x1b[31m", "a\udcffb"))]
     for experiment, name in places:
         folder = make_run(experiment, name, 0.8)
-        (folder / "metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.25\n")
+        (folder / "metrics.csv").write_text("step,train/loss,val/dice\n1,0.5,0.1\n2,0.25,0.2\n")
     text, page = write(make_config, tmp_path)
     names = {row[1] for row in table(text, "Runs")}
     assert names == {"b]", "[v2]", r"$\foo$", r"\x1b[31m", r"a\xffb"}

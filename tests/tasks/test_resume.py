@@ -220,6 +220,11 @@ EVIL = {"_target_": "sympy.sympify", "a": "print(1)"}
             r"callbacks\.zz\._target_=lightning\.",
         ),
         ("callbacks.zz", {"_target_": "lightning.pytorch.callbacks.timer"}, r"callbacks\.zz"),
+        (
+            "callbacks.ema.beta",
+            "${oc.decode:'{_target_: sympy.sympify, a: print(1)}'}",
+            r"callbacks\.ema\.beta",
+        ),
     ],
 )
 def test_a_stored_config_runs_no_foreign_code(stopped, make_config, key, value, named):
