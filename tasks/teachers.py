@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 
 from common.errors import UserError, check_choice
-from common.runs import find_runs, main_scores, read_results
+from common.runs import find_runs, main_scores, read_config, read_results
 from datamodules.splits import read_parts
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
@@ -82,13 +81,14 @@ def _fitting_runs(config: dict[str, Any]) -> list[Path]:
     fitting = [
         run
         for folder in (experiment, f"{experiment}-{label}")
-        for run, results in find_runs(runs / folder)
+        for run, results in find_runs(runs / folder, ("data.name",))
         if results.get("status") == "finished"
         and not results.get("debug")
         and get_value(results, "data.name") == data["name"]
         and get_value(results, "data.image_size") == data["image_size"]
         and (not own or get_value(results, "data.label") == label)
         and (run / "checkpoints" / "best.ckpt").is_file()
+        and (read_config(run) is not None or not (run / "config.yaml").exists())
     ]
     fitting.sort(key=lambda run: run.name, reverse=True)
     if own:
@@ -98,12 +98,8 @@ def _fitting_runs(config: dict[str, Any]) -> list[Path]:
 
 
 def _root(run: Path) -> Path | None:
-    """Return the data folder of a run, or `None` where its config cannot be read."""
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    root = get_value(config, "datamodule.root") if isinstance(config, dict) else None
+    """Return the data folder of a run, or `None` where it has no config."""
+    root = get_value(read_config(run) or {}, "datamodule.root")
     return Path(root).resolve() if isinstance(root, str) else None
 
 
