@@ -1,6 +1,7 @@
 """Finding, checking and loading the teacher of a distillation."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tasks.seen_images import Seen, check_teacher, find_seen, is_own_data, leaks
 __all__ = ["find_teachers", "load_teacher"]
 
 
-def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None) -> list[Path]:
+def find_teachers(
+    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
+) -> list[Path]:
     """Return the teacher's checkpoints: those given, or those of the newest fitting runs.
 
     A run fits if it has finished, was no debugging run, used the same data and image size, and has
@@ -26,7 +29,8 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
 
     Args:
         config: of the student.
-        parts: of the student's images by id; without, no run is passed over for its images.
+        find_parts: returns the part of each of the student's images by id; without it no run is
+            passed over for its images.
 
     Raises:
         UserError: there are fewer than `teacher.members`; the message has the command that makes
@@ -47,7 +51,7 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
         )
     found, leaking = [], 0
     for run in _fitting_runs(config):
-        if parts and not teacher.get("allow_leak") and _leaks(run, parts):
+        if find_parts and not teacher.get("allow_leak") and _leaks(run, find_parts()):
             leaking += 1
             continue
         found.append(run / "checkpoints" / "best.ckpt")
@@ -104,14 +108,15 @@ def _root(run: Path) -> Path | None:
 
 
 def load_teacher(
-    config: dict[str, Any], parts: Mapping[str, str] | None = None
+    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
 ) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Load the frozen teacher that a run's config asks for.
 
     Args:
         config: of the student.
-        parts: of the student's images by id, from before they are decoded: a teacher that has seen
-            those of validation or test is refused as far as their names tell.
+        find_parts: returns the part of each of the student's images by id, before they are
+            decoded: a teacher that has seen those of validation or test is refused as far as their
+            names tell. It is called once, after all that can be refused without the data.
 
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
@@ -125,18 +130,19 @@ def load_teacher(
             both denoise, with another noise schedule; it has seen images of the student's
             validation or test; `teacher.sampler` is not for it; or several classifiers.
     """
-    paths = find_teachers(config, parts)
+    find_parts = functools.cache(find_parts) if find_parts else None
+    paths = find_teachers(config, find_parts)
     loaded = [_load_member(path, config) for path in paths]
     modules, descriptions, seen = zip(*loaded, strict=True)
     teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
     teacher.seen = seen
-    if parts:
-        check_teacher(seen, config, parts)
     if teacher.averages and method_kind(config) == "classification":
         raise UserError(
             "teacher.turns=true and several teachers average masks, and a classifier has none; set "
             "teacher.turns=false and give one teacher."
         )
+    if find_parts:
+        check_teacher(seen, config, find_parts())
     return teacher, descriptions[0] if len(paths) == 1 else _describe_all(descriptions)
 
 
