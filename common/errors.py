@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from common.text import printable
+from common.text import plain_text
 
 __all__ = ["STOPS", "WARNINGS", "Interrupted", "UserError", "check_choice", "exit_with"]
 
@@ -59,8 +59,8 @@ def exit_with(message: str, code: int = 2) -> NoReturn:
         message: printed on one line, without control characters.
         code: exit code; 2 is that of a user's mistake.
     """
-    text = printable(" ".join(message.split()))
+    text = " ".join(message.split())
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"error: {text}" if code == 2 else text, style="red", markup=False
+        plain_text(f"error: {text}" if code == 2 else text), style="red"
     )
     sys.exit(code)

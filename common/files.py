@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from common.errors import UserError
 
@@ -21,6 +23,7 @@ __all__ = [
     "locked",
     "refuse_full",
     "refuse_read_only",
+    "remove_folder",
     "remove_leftovers",
     "write_text_atomic",
 ]
@@ -118,20 +121,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` when the block ends without error.
 
     Where another process has made `path` in the meantime, that one stays and ours is removed.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
     """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
         try:
-            yield temporary
-            temporary.chmod(0o755)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if not path.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, with what killed processes have not finished of it; it may be missing.
+
+    What else has its name, such as a file, is removed too. No other process may be writing it.
+
+    Raises:
+        OSError: the folder that holds it cannot be written.
+    """
+    unfinished = path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}")
+    for each in (path, *unfinished):
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -184,12 +205,19 @@ def refuse_read_only(folder: Path) -> None:
         ) from error
 
 
-def refuse_full(folder: Path, needed: float) -> None:
+def refuse_full(
+    folder: Path,
+    needed: float,
+    content: str = "the checkpoints of this run",
+    key: str = "paths.runs",
+) -> None:
     """Refuse a disk without room for what will be written.
 
     Args:
         folder: on the disk.
         needed: bytes.
+        content: what will be written, as a plural.
+        key: sets the folder.
 
     Raises:
         UserError: less is free.
@@ -197,9 +225,8 @@ def refuse_full(folder: Path, needed: float) -> None:
     free = shutil.disk_usage(_existing(folder)).free
     if free < needed:
         raise UserError(
-            f"The disk of {folder} has {free / 1e9:.1f} GB free and the checkpoints of this run "
-            f"need {needed / 1e9:.1f} GB; make room, or choose another place with "
-            "paths.runs=<folder>."
+            f"The disk of {folder} has {decimal(free)} free and {content} need "
+            f"{decimal(int(needed))}; make room, or choose another place with {key}=<folder>."
         )
 
 

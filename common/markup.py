@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Iterable, Sequence
 
-__all__ = ["html_page", "html_picture", "html_table", "markdown_table"]
+__all__ = ["html_page", "html_picture", "html_table", "markdown_table", "plot_label"]
 
 _STYLE = """
 body { font: 14px sans-serif; margin: 2em; color: #222; }
@@ -39,6 +39,11 @@ def html_table(
         )
         body.append(f"<tr{f' class={kinds[index]}' if kinds else ''}>{cells}</tr>\n")
     return f"<table><thead><tr>{head}</tr></thead>\n{''.join(body)}</table>\n"
+
+
+def plot_label(text: str) -> str:
+    """Return text for matplotlib, which shows it as it is: a `$` begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _is_number(cell: object) -> bool:

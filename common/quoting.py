@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 
 __all__ = ["hydra_string", "multirun", "quoted", "suggest_quotes"]
 
-# Keys of which the value is a path; so is each of `paths`.
+# Keys whose values are paths, as those of all keys under `paths`.
 _PATHS = (
     *("input", "output", "source", "resume", "checkpoint", "runs", "reference_config", "against"),
     *("teacher.checkpoint", "datamodule.root", "datamodule.split_file", "datamodule.table"),

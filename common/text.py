@@ -1,9 +1,16 @@
 """Text from outside, such as file names, for terminals and tables."""
 
-__all__ = ["cell", "printable"]
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["cell", "plain_text", "printable", "say", "skip"]
 
 # A spreadsheet runs a cell that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@")
+# What `skip` has printed.
+_SKIPPED: set[str] = set()
 
 
 def printable(text: str) -> str:
@@ -19,6 +26,31 @@ def cell(text: str) -> str:
     """Return text for a table: printable, and after an apostrophe where it looks like a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
+
+
+def plain_text(text: str | Path) -> Text:
+    """Return text from outside for a table or a tree of rich, which shows it as it is.
+
+    Brackets are no markup, names between colons no emoji, and control characters are escapes.
+    """
+    return Text(printable(str(text)))
+
+
+def say(text: str, style: str = "") -> None:
+    """Print a line on the terminal as it is, not broken at the width of the terminal.
+
+    Args:
+        text: as for `plain_text`.
+        style: such as `yellow`.
+    """
+    Console(highlight=False).print(plain_text(text), style=style, soft_wrap=True)
+
+
+def skip(reason: str) -> None:
+    """Print what is left out and why, once in a process."""
+    if reason not in _SKIPPED:
+        _SKIPPED.add(reason)
+        say(f"skipped: {reason}", style="yellow")
 
 
 def _escape(character: str) -> str:

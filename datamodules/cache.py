@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
+from rich.filesize import decimal
 from rich.progress import track
 
+from common.arrays import ArrayWriter, array_bytes, is_whole_array
 from common.errors import UserError
-from common.files import atomic_folder
+from common.files import atomic_folder, refuse_full, remove_folder
 from datamodules.identity import photograph_digest
 from datamodules.transforms import SOFT_MASKS, resize_image, resize_mask
 
@@ -22,6 +25,8 @@ __all__ = ["Sample", "SampleCache", "open_cache"]
 
 # Raise this when decoding or resizing changes, so that older caches are not used.
 CACHE_VERSION = 2
+# Numbers of masks in `meta.json`.
+_COUNTED = ("empty_masks", "full_masks")
 
 
 class Sample(Protocol):
@@ -53,9 +58,32 @@ class SampleCache:
 
     folder: Path
 
-    def exists(self) -> bool:
-        """Tell whether it has been built; what has been begun has another name."""
-        return (self.folder / "meta.json").is_file()
+    def is_whole(self, count: int, image_size: int, mask_resize: str) -> bool:
+        """Return whether all files are there with the contents of such a cache.
+
+        Of arrays, header and size are compared; what has been begun has another name.
+
+        Args:
+            count: of samples.
+            image_size: side of the square arrays in pixels.
+            mask_resize: as `how` in `resize_mask`.
+        """
+        path = self.folder / "meta.json"
+        try:
+            meta = json.loads(path.read_text()) if path.is_file() else None
+        except (OSError, ValueError, RecursionError):
+            return False
+        known = {"count": count, "mask_resize": mask_resize}
+        return (
+            isinstance(meta, dict)
+            and meta.keys() == {*known, *_COUNTED}
+            and all(meta[key] == value for key, value in known.items())
+            and all(type(meta[key]) is int and 0 <= meta[key] <= count for key in _COUNTED)
+            and all(
+                is_whole_array(self.folder / f"{name}.npy", *kind)
+                for name, kind in _arrays(count, image_size).items()
+            )
+        )
 
     @cached_property
     def images(self) -> np.ndarray:
@@ -103,7 +131,8 @@ def open_cache(
     """Return the cache of these samples at this size, built first if there is none.
 
     The folder's name carries a digest of everything that shapes the arrays (ids, fingerprints,
-    size, antialias, letterbox, mask resizing, version), so a stale cache is never read.
+    size, antialias, letterbox, mask resizing, version), so a stale cache is never read. A damaged
+    one is built again.
 
     Args:
         samples: in the order of the arrays.
@@ -114,7 +143,7 @@ def open_cache(
         mask_resize: as `how` in `resize_mask`.
 
     Raises:
-        UserError: a sample cannot be loaded, or the folder is not writable.
+        UserError: a sample cannot be loaded, the folder is not writable, or its disk has no room.
     """
     shape = [
         CACHE_VERSION,
@@ -127,15 +156,19 @@ def open_cache(
     digest = hashlib.sha256(json.dumps(shape).encode()).hexdigest()
     folder = root / f"{name}-{image_size}px-{digest[:16]}"
     cache = SampleCache(folder)
-    if cache.exists():
+    expected = (len(samples), image_size, mask_resize)
+    if cache.is_whole(*expected):
         return cache
+    needed = _needed_bytes(samples, image_size)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = root / f".{folder.name}.lock"
         # Of several processes one builds and the others wait.
         with FileLock(lock):
             try:
-                if not cache.exists():
+                if not cache.is_whole(*expected):
+                    remove_folder(folder)
+                    refuse_full(root, needed, "the decoded images", "paths.cache")
                     with atomic_folder(folder) as temporary:
                         resizing = (image_size, antialias, letterbox, mask_resize)
                         _build(samples, temporary, name, *resizing)
@@ -144,9 +177,26 @@ def open_cache(
     except OSError as error:
         raise UserError(
             f"The cache folder {root} cannot be written ({error.strerror}); set paths.cache to one "
-            "that can, with room for the decoded images."
+            f"that can, with {decimal(needed)} free for the decoded images."
         ) from error
     return cache
+
+
+def _arrays(count: int, size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and dtype of the arrays of a cache."""
+    return {
+        "images": ((count, size, size, 3), "uint8"),
+        "masks": ((count, size, size), "uint8"),
+        "sizes": ((count, 2), "int64"),
+        "digests": ((count,), "U16"),
+    }
+
+
+def _needed_bytes(samples: Sequence[Sample], size: int) -> int:
+    """Return the room that a cache takes; masks that are not known take none."""
+    unknown = sum(not getattr(sample, "labelled", True) for sample in samples)
+    arrays = _arrays(len(samples), size).values()
+    return sum(array_bytes(*kind) for kind in arrays) - unknown * size**2
 
 
 def _build(
@@ -159,33 +209,28 @@ def _build(
     mask_resize: str,
 ) -> None:
     count = len(samples)
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, size, size, 3)
-    )
-    masks = np.lib.format.open_memmap(
-        folder / "masks.npy", mode="w+", dtype=np.uint8, shape=(count, size, size)
-    )
-    sizes = np.zeros((count, 2), dtype=np.int64)
-    digests = np.zeros(count, dtype="U16")
     covered = np.full(count, np.nan)
 
     # Decoding JPEGs at reduced size would save time and give other pixels, by up to 78 grey levels.
     def decode(index: int) -> None:
         image, mask = samples[index].load()
-        images[index] = resize_image(image, size, antialias, letterbox)
-        sizes[index] = image.shape[:2]
-        digests[index] = photograph_digest(image)
+        arrays["images"][index] = resize_image(image, size, antialias, letterbox)
+        arrays["sizes"][index] = image.shape[:2]
+        arrays["digests"][index] = photograph_digest(image)
         if mask is not None:
-            masks[index] = resize_mask(mask, size, letterbox, mask_resize)
-            covered[index] = _lesion(masks[index], mask_resize in SOFT_MASKS).mean()
+            resized = resize_mask(mask, size, letterbox, mask_resize)
+            arrays["masks"][index] = resized
+            covered[index] = _lesion(resized, mask_resize in SOFT_MASKS).mean()
 
-    with ThreadPoolExecutor() as pool:
-        for _ in track(pool.map(decode, range(count)), f"Caching {name} at {size} px", count):
-            pass
-    images.flush()
-    masks.flush()
-    np.save(folder / "sizes.npy", sizes)
-    np.save(folder / "digests.npy", digests)
+    with ExitStack() as stack:
+        arrays = {
+            key: stack.enter_context(ArrayWriter(folder / f"{key}.npy", *kind))
+            for key, kind in _arrays(count, size).items()
+        }
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(decode, range(count))
+            for _ in track(decoded, f"Caching {name} at {size} px", count):
+                pass
     meta = {
         "count": count,
         "empty_masks": int((covered == 0).sum()),

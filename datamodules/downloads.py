@@ -1,7 +1,10 @@
 """Getting published archives: resumed where they broke off, unpacked whole or not at all."""
 
+import errno
 import hashlib
+import lzma
 import shutil
+import struct
 import time
 import zipfile
 import zlib
@@ -10,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import requests
+from rich.filesize import decimal
 
 from common.errors import UserError
-from common.files import atomic_folder
+from common.files import atomic_folder, refuse_full
 from datamodules.files import images_by_id
 
 __all__ = ["ISIC_ARCHIVE", "Download", "count_images", "fetch", "isic_archives", "unpack"]
@@ -22,6 +26,30 @@ ATTEMPTS = 6
 # Bytes read at a time; what has come of the last one is lost when the connection breaks.
 CHUNK = 1 << 16
 TIMEOUT = 30  # seconds without a byte
+# An archive that unpacks to more bytes and to more times its own size was made to fill disks:
+# photographs and masks are compressed already, and tables are small.
+SUSPICIOUS_SIZE = 10_000_000
+SUSPICIOUS_RATIO = 100
+# Any byte of an archive may be damaged: a name, a place in it, a compression and its data.
+_DAMAGED = (
+    EOFError,
+    IndexError,
+    NotImplementedError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# Numbers of errors that do not come from the disk; bzip2's errors have none.
+_DAMAGED_NUMBERS = {
+    None,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+}
 # Servers that are busy or broken for the moment; anything else will not get better by waiting.
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
@@ -171,19 +199,31 @@ def unpack(archive: Path, folder: Path) -> None:
     An archive with one folder at its top, named like the archive, gives that folder's content.
 
     Raises:
-        UserError: the archive is damaged, or a member would be written outside the folder.
+        UserError: the archive is damaged, encrypted, made to fill the disk or larger than its room,
+            or a member would be written outside the folder. Nothing is unpacked then.
+        OSError: the folder cannot be written.
     """
     try:
-        with zipfile.ZipFile(archive) as file, atomic_folder(folder) as temporary:
-            for member in file.infolist():
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
                 _refuse_escape(archive, member)
-            file.extractall(temporary)
-            _lift(temporary, folder.name)
-    # The last is raised for an unknown compression, which damaged bytes can name.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            _refuse_encrypted(archive, members, folder)
+            _refuse_bomb(archive, members)
+            size = sum(member.file_size for member in members)
+            refuse_full(folder, size, f"the files of {archive.name}", "paths.data")
+            with atomic_folder(folder) as temporary:
+                file.extractall(temporary)
+                _lift(temporary, folder.name)
+    except UserError:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _DAMAGED_NUMBERS:
+            raise
         archive.unlink(missing_ok=True)
+        reason = str(error) or type(error).__name__
         raise UserError(
-            f"The archive {archive} is damaged ({error}); it was removed. Give the same command "
+            f"The archive {archive} is damaged ({reason}); it was removed. Give the same command "
             "again to get it anew."
         ) from error
 
@@ -196,6 +236,27 @@ def _refuse_escape(archive: Path, member: zipfile.ZipInfo) -> None:
         raise UserError(
             f"The archive {archive} has the member {member.filename!r}, which would be written "
             "outside its folder; it is not unpacked. Get the archive from its publisher."
+        )
+
+
+def _refuse_encrypted(archive: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    encrypted = [member.filename for member in members if member.flag_bits & 1]
+    if encrypted:
+        raise UserError(
+            f"The archive {archive} is encrypted ({len(encrypted)} of {len(members)} members, the "
+            f"first {encrypted[0]!r}); unpack it with its password into {folder}, or remove it and "
+            "get one without a password from its publisher."
+        )
+
+
+def _refuse_bomb(archive: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    # More than these sizes is never written, whatever the compressed bytes hold.
+    size, packed = sum(member.file_size for member in members), archive.stat().st_size
+    if size > SUSPICIOUS_SIZE and size > SUSPICIOUS_RATIO * packed:
+        raise UserError(
+            f"The archive {archive} of {decimal(packed)} would unpack to {decimal(size)}, more "
+            f"than {SUSPICIOUS_RATIO} times its size, which no images do; it is not unpacked. "
+            "Remove it and get the archive from its publisher."
         )
 
 

@@ -189,7 +189,7 @@ class Folder(SegmentationDataModule):
         Args:
             image: the image.
             place: where the mask was expected, without suffix.
-            masks: by id, of which a few are shown.
+            masks: by id; the message shows a few.
         """
         names = [path.name for path in masks.values()]
         # Those of this image first, which differ from it in the suffix.

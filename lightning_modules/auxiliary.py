@@ -40,8 +40,8 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """Return logits `(B, 1, *size)` of features `(B, C, h, w)`."""
-        half = F.interpolate(self.conv1(features), scale_factor=2, mode="nearest-exact")
-        return self.conv3(F.interpolate(self.conv2(half), size=size, mode="nearest-exact"))
+        half = F.interpolate(self.conv1(features), scale_factor=2, mode="nearest")
+        return self.conv3(F.interpolate(self.conv2(half), size=size, mode="nearest"))
 
 
 class AuxiliarySegmentation(Segmentation):

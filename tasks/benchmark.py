@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import markdown_table
+from common.text import plain_text, say
 from tasks.build import (
     build_module,
     build_network,
@@ -121,7 +122,7 @@ def run(config: dict[str, Any]) -> None:
         if len(subjects) > 1:
             first, second = report["networks"]
             report["ratio"] = round(second["call_s"] / first["call_s"], 3)
-            console.print(f"{first['name']} is {report['ratio']:.2f} times as fast a call.")
+            say(f"{first['name']} is {report['ratio']:.2f} times as fast a call.")
     if config["efficiency_table"]:
         report["efficiency_table"] = efficiency_table()
         console.print(report["efficiency_table"], markup=False, soft_wrap=True)
@@ -134,7 +135,7 @@ def run(config: dict[str, Any]) -> None:
         tables.append(_batch_table(report["networks"]))
     tables.append(report.get("efficiency_table", ""))
     write_text_atomic(folder / "benchmark.md", "\n".join(filter(None, tables)))
-    console.print(f"report: {folder / 'benchmark.md'}")
+    say(f"report: {folder / 'benchmark.md'}")
 
 
 def _device(accelerator: str) -> torch.device:
@@ -396,7 +397,9 @@ def _print_sizes(rows: list[dict[str, Any]]) -> None:
     for key in ("name", "params", "param_mb", "gmac"):
         table.add_column(COLUMNS[key], justify="left" if key == "name" else "right")
     for row in rows:
-        table.add_row(*[_shown(key, row[key]) for key in ("name", "params", "param_mb", "gmac")])
+        table.add_row(
+            *[plain_text(_shown(key, row[key])) for key in ("name", "params", "param_mb", "gmac")]
+        )
     console.print(table)
 
 
@@ -404,7 +407,7 @@ def _print_costs(rows: list[dict[str, Any]]) -> None:
     """Print a column for each network."""
     table = Table("")
     for row in rows:
-        table.add_column(row["name"], justify="right")
+        table.add_column(plain_text(row["name"]), justify="right")
     for key in list(COLUMNS)[1:]:
         table.add_row(COLUMNS[key], *[_shown(key, row[key]) for row in rows])
     console.print(table)

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from common.errors import UserError
 from common.files import atomic_path
 from common.pictures import draw_outlines, enlarge, stretch, tile
-from common.runs import read_results
+from common.runs import load_config, read_results
 from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.inference import accelerate
@@ -64,10 +62,9 @@ def predict_cases(folder: Path, ids: Sequence[str]) -> list[dict[str, np.ndarray
     """
     results = read_results(folder) or {}
     path = Path(results.get("checkpoint") or folder / "checkpoints" / "best.ckpt")
-    try:
-        config: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} has no config.yaml; give folders of runs.") from error
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} has no config.yaml; give folders of runs.")
+    config = load_config(folder)
     checkpoint = load_checkpoint(path)
     network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")
     module = build_module(config, network, teacher=None).eval()

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table
+from common.text import plain_text, say
 from datamodules.files import printable
 from datamodules.inspection import Inspection, inspect_samples, near_duplicates, same_files
 from datamodules.problems import Problem
@@ -153,8 +153,8 @@ def _report(
 
 def _print(report: dict[str, Any], folder: Path) -> None:
     # What is made up has no folder.
-    place = "" if report["root"] == "." else f" in {escape(report['root'])}"
-    table = Table(title=f"{report['dataset']}: {report['samples']} samples{place}")
+    place = "" if report["root"] == "." else f" in {report['root']}"
+    table = Table(title=plain_text(f"{report['dataset']}: {report['samples']} samples{place}"))
     table.add_column("")
     table.add_column("number", justify="right")
     table.add_column("first", overflow="fold")
@@ -165,9 +165,9 @@ def _print(report: dict[str, Any], folder: Path) -> None:
         kinds = Counter(entry["kind"] for entry in report[what])
         for kind, count in kinds.most_common():
             first = next(entry["message"] for entry in report[what] if entry["kind"] == kind)
-            table.add_row(kind, str(count), escape(first), style=style)
+            table.add_row(kind, str(count), plain_text(first), style=style)
     console.print(table)
-    console.print(f"report: {folder / 'report.html'}", markup=False)
+    say(f"report: {folder / 'report.html'}")
 
 
 def _shown(

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from common.errors import UserError
 from common.files import atomic_path, write_text_atomic
-from common.runs import NATIVE, find_runs, name_runs, read_results
+from common.markup import plot_label
+from common.runs import NATIVE, find_runs, load_results, name_runs, read_results
+from common.text import plain_text, say, skip
 from tasks.cases import draw_cases
 from tasks.statistics import (
     Predictions,
@@ -28,6 +30,8 @@ from matplotlib import pyplot as plt
 __all__ = ["run"]
 
 console = Console(highlight=False)
+# Without it a tested run is damaged.
+_NEEDED = ("data.name",)
 # Distances: the higher, the worse.
 _DISTANCES = tuple(prefix + name for prefix in (NATIVE, "") for name in ("hd95", "assd"))
 
@@ -41,10 +45,11 @@ def run(config: dict[str, Any]) -> None:
     Prints a table of paired differences, those at the size of the original masks first, and writes
     `comparison.json` and `comparison.png` (one image a point) to the run folder. With `pictures`
     there is also a `worst.png` for each of the others: that many images of its lowest score, with
-    the outlines of the first and its own.
+    the outlines of the first and its own. Runs that cannot be read are left out, and named on the
+    terminal.
 
     Raises:
-        UserError: fewer than two runs, a run without test, or runs that share no image.
+        UserError: fewer than two runs, or fewer that can be read, or runs that share no image.
     """
     folders = [Path(folder) for folder in config["runs"] or ()]
     if len(folders) < 2:
@@ -55,7 +60,7 @@ def run(config: dict[str, Any]) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"runs: {folder} does not exist; give folders of runs.")
-    members = [_members(folder) for folder in folders]
+    folders, members = _readable(folders)
     names = name_runs([(runs[0], read_results(runs[0]) or {}) for runs in members])
     diagnoses = [(runs[0] / "predictions.csv").is_file() for runs in members]
     if any(diagnoses) != all(diagnoses):
@@ -101,7 +106,7 @@ def run(config: dict[str, Any]) -> None:
     write_text_atomic(output / "comparison.json", json.dumps(report, indent=2) + "\n")
     with atomic_path(output / "comparison.png") as path:
         _plot(names, images, score, path)
-    console.print(f"comparison: {output / 'comparison.png'}")
+    say(f"comparison: {output / 'comparison.png'}")
 
 
 def _default_score(images: list[dict[str, dict[str, float]]]) -> str:
@@ -113,14 +118,52 @@ def _default_score(images: list[dict[str, dict[str, float]]]) -> str:
     return next(iter(columns[0]), "")
 
 
+def _readable(folders: list[Path]) -> tuple[list[Path], list[list[Path]]]:
+    """Return the folders that can be compared and the runs of each, and name the others.
+
+    Raises:
+        UserError: why one cannot be compared, where fewer than two can.
+    """
+    members: dict[int, list[Path]] = {}
+    refused = []
+    for place, folder in enumerate(folders):
+        try:
+            members[place] = _members(folder)
+        except UserError as error:
+            refused.append(error)
+    if len(members) < 2:
+        raise refused[0]
+    for error in refused:
+        skip(str(error))
+    return [folders[place] for place in members], list(members.values())
+
+
 def _members(folder: Path) -> list[Path]:
     """Return a run folder, or the tested runs in the folder of an experiment, oldest first."""
-    if read_results(folder) is not None or not any(folder.iterdir()):
+    if (folder / "results.json").is_file():
+        load_results(folder, _NEEDED)
+    if (folder / "results.json").is_file() or not any(folder.iterdir()):
+        _read(folder)
         return [folder]
-    runs = [run for run, results in find_runs(folder) if results.get("test")]
+    tested = [run for run, results in find_runs(folder, _NEEDED) if results.get("test")]
+    runs = []
+    for run in tested:
+        try:
+            _read(run)
+            runs.append(run)
+        except UserError as error:
+            skip(str(error))
     if not runs:
         raise UserError(f"runs: {folder} has no tested run; give folders of runs or experiments.")
     return runs[::-1]
+
+
+def _read(run: Path) -> None:
+    """Refuse a run whose scores cannot be read."""
+    if (run / "predictions.csv").is_file():
+        read_predictions(run)
+    else:
+        read_images(run)
 
 
 def _predictions(folder: Path, runs: list[Path]) -> Predictions:
@@ -142,15 +185,19 @@ def _is_fold(run: Path) -> bool:
 def _print_cases(
     names: list[str], images: list[dict[str, dict[str, float]]], worst: list[str], score: str
 ) -> None:
-    table = Table("image", *names, title=f"{score} of the worst of {names[1]}")
+    title = plain_text(f"{score} of the worst of {names[1]}")
+    table = Table("image", title=title)
+    for name in names:
+        table.add_column(plain_text(name))
     for image in worst:
-        table.add_row(image, *(f"{run[image][score]:.4f}" for run in images))
+        table.add_row(plain_text(image), *(f"{run[image][score]:.4f}" for run in images))
     console.print(table)
 
 
 def _print(first: str, second: str, compared: dict[str, dict[str, Any]], test: str) -> None:
     images = next(iter(compared.values()))["images"]
-    table = Table(title=f"{second} (second) against {first} (first), {images} images")
+    title = f"{second} (second) against {first} (first), {images} images"
+    table = Table(title=plain_text(title))
     table.add_column("score", overflow="fold")
     for column in ("first", "second", "difference", "95 % interval", f"{test} p"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -159,7 +206,7 @@ def _print(first: str, second: str, compared: dict[str, dict[str, Any]], test: s
             continue  # Those of single classes are in the file.
         low, high = row["interval"]
         table.add_row(
-            name,
+            plain_text(name),
             f"{row['first']:.4f}",
             f"{row['second']:.4f}",
             f"{row['difference']:+.4f}",
@@ -184,7 +231,9 @@ def _plot(
         axis.plot([low, high], [low, high], color="0.6", linewidth=1)
         axis.scatter(x, y, s=12, alpha=0.5)
         axis.set(
-            xlabel=names[0], ylabel=name, title=f"{score.replace('_', ' ')} of {len(ids)} images"
+            xlabel=plot_label(names[0]),
+            ylabel=plot_label(name),
+            title=f"{score.replace('_', ' ')} of {len(ids)} images",
         )
         axis.set_aspect("equal")
     figure.savefig(path, format="png", dpi=120)

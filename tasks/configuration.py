@@ -1,6 +1,7 @@
 """Configs as plain dicts, and the config of a checkpoint under the user's overrides."""
 
 import copy
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from datamodules.transforms import ANTIALIAS, NORMALIZATIONS
 __all__ = [
     "TRAINED_FOR",
     "check_image_settings",
+    "check_targets",
     "checkpoint_config",
     "choices",
     "get_value",
@@ -32,6 +34,13 @@ _FIXED = ("network", "lightning_module", "schedule")
 _SUGGESTED = ("datamodule", "metrics", "sampler")
 # What its network was trained for, also on another dataset.
 TRAINED_FOR = ("image_size", "normalization", "antialias", "letterbox")
+# Modules whose public classes a stored config may name.
+_MODULES = (
+    *("lightning_modules.callbacks", "lightning.pytorch.callbacks", "lightning.pytorch.loggers"),
+    *("lightning.pytorch.strategies", "lightning.pytorch.profilers"),
+)
+# What Hydra builds, which resolves interpolations first, also to classes.
+_BUILT = ("callbacks.", "logger.", "trainer.")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -191,6 +200,54 @@ def relocate(root: str, old_base: str, new_base: str) -> str:
     return (
         str(Path(new_base) / path.relative_to(old_base)) if path.is_relative_to(old_base) else root
     )
+
+
+def check_targets(stored: Any, composed: Any, place: Path, key: str = "") -> None:
+    """Refuse a stored config that would have other code run than this project's and Lightning's.
+
+    Args:
+        stored: a config from a file, or a value in it.
+        composed: what the command line and `conf` have at the same key, whose classes are allowed
+            at their keys.
+        place: the file, for the message.
+        key: dotted, of the value.
+
+    Raises:
+        UserError: a `_target_` is no public class of the callbacks, loggers, strategies and
+            profilers of Lightning and this project, nor what the command line has there; or an
+            interpolation could become one.
+    """
+    if isinstance(stored, list):
+        others = composed if isinstance(composed, list) else []
+        for index, item in enumerate(stored):
+            other = others[index] if index < len(others) else None
+            check_targets(item, other, place, f"{key}[{index}]")
+    if isinstance(stored, str) and "${" in stored and key.startswith(_BUILT) and stored != composed:
+        raise UserError(
+            f"{place} has an interpolation in {key}, and the config of a run has none; write the "
+            "value there."
+        )
+    if not isinstance(stored, dict):
+        return
+    others = composed if isinstance(composed, dict) else {}
+    if "_target_" in stored:
+        target = stored["_target_"]
+        if target != others.get("_target_") and not _is_known(target):
+            raise UserError(
+                f"{place} has {key}._target_={target}, which is no callback, logger, strategy or "
+                "profiler of this project or of Lightning; remove it there, or give it on the "
+                "command line too if it is yours."
+            )
+    for name, item in stored.items():
+        check_targets(item, others.get(name), place, f"{key}.{name}" if key else str(name))
+
+
+def _is_known(target: Any) -> bool:
+    if target == "lightning.Trainer":
+        return True
+    # Of an allowed module only its own classes: its attributes lead to every other module.
+    module, _, name = str(target).rpartition(".")
+    return module in _MODULES and name in importlib.import_module(module).__all__
 
 
 def modernise(config: dict[str, Any]) -> None:

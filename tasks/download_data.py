@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from common.errors import UserError
+from common.text import say
 from datamodules.downloads import Download, count_images, fetch, unpack
 from tasks.build import build_datamodule
 
@@ -40,7 +41,7 @@ def run(config: dict[str, Any]) -> None:
         )
     for download in datamodule.downloads:
         _get(download, root, config["source"], config["keep_archives"])
-    console.print(
+    say(
         f"{datamodule.name} is in {root}; `python run.py task=check_data "
         f"datamodule={config['dataset']}` checks every file."
     )
@@ -53,7 +54,7 @@ def _get(download: Download, root: Path, source: str | None, keep: bool) -> None
         try:
             path = _fetch(download, root, url)
             if path != target:
-                console.print(f"Unpacking {path.name}")
+                say(f"Unpacking {path.name}")
                 unpack(path, target)
                 if not keep:
                     path.unlink()
@@ -68,7 +69,7 @@ def _get(download: Download, root: Path, source: str | None, keep: bool) -> None
             f"{target} has {found} images, published are {download.images}; remove the folder and "
             "give the same command again."
         )
-    console.print(f"[green]complete[/green] {target}")
+    say(f"complete: {target}", style="green")
 
 
 def _fetch(download: Download, root: Path, url: str | None) -> Path:

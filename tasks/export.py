@@ -14,12 +14,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxscript import optimizer
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.errors import UserError, check_choice
 from common.files import atomic_path
+from common.text import say
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD
 from lightning_modules.metrics import dice_score, overlap_counts
 from tasks.build import build_datamodule, build_module, describe_network, method_kind
@@ -31,7 +31,6 @@ from tasks.test import check_data
 
 __all__ = ["CONVERSIONS", "MOST_STEPS", "Portable", "make_portable", "run", "write_verified"]
 
-console = Console(highlight=False)
 MOST_STEPS = 20
 OPSET = 18
 
@@ -291,7 +290,7 @@ def write_verified(
         onnx.save(model, path)
         for kind, call in (("ONNX", _session(path)), ("torch.export", _program(saved))):
             difference = _difference(call, arguments, expected)
-            console.print(f"largest difference of {kind} to PyTorch: {difference:.2e}")
+            say(f"largest difference of {kind} to PyTorch: {difference:.2e}")
             if not difference <= tolerance:
                 raise UserError(
                     f"The exported {kind} model differs from PyTorch by {difference:.2e}, more "
@@ -403,4 +402,4 @@ def _mean_score(path: Path, images: Dataset) -> float:
 
 
 def _say(path: Path, what: str) -> None:
-    console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {what}")
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): {what}")

@@ -68,7 +68,7 @@ def run(config: dict[str, Any]) -> None:
     teacher, description, searched = None, None, False
     if takes_teacher(config):
         searched = not config["teacher"]["checkpoint"]
-        teacher, description = load_teacher(config, datamodule.find_parts())
+        teacher, description = load_teacher(config, datamodule.find_parts)
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
     network = build_network(config["network"], pretrained=not resuming)

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 import yaml
 from numpy._core import multiarray
-from rich.console import Console
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.files import atomic_path
+from common.text import say
 from networks import infer_reference_architecture, load_reference_state_dict
 from tasks.build import build_network, describe_network
 from tasks.configuration import get_value, given_keys, set_value
 
 __all__ = ["run"]
 
-console = Console(highlight=False)
 # What the references store beside tensors: a loss that numpy has averaged.
 _HARMLESS = [
     (multiarray.scalar, "numpy.core.multiarray.scalar"),
@@ -162,16 +161,16 @@ def _report(
 ) -> None:
     described = describe_network(network, config)
     schedule = config["schedule"]
-    console.print(
+    say(
         f"{described['name']}, {described['params']:,} parameters, {described['gmac']} GMAC at "
         f"{config['datamodule']['image_size']} px; {schedule['mode']} schedule of "
         f"{schedule['num_timesteps']} steps from {schedule['beta_start']} to "
         f"{schedule['beta_end']}."
     )
     if not reference:
-        console.print(
+        say(
             "The file does not say its variances: check them, or give reference_config=<yaml>, "
             "schedule.beta_start and schedule.beta_end.",
             style="yellow",
         )
-    console.print(f"checkpoint: {output}")
+    say(f"checkpoint: {output}")

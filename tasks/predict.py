@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
 
 from common.cluster import global_rank
 from common.errors import UserError, check_choice
-from common.text import printable
+from common.text import say
 from datamodules.photographs import Photographs, find_photographs
 from tasks.build import build_module, giga_macs
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
@@ -31,7 +30,6 @@ from tasks.training import build_trainer
 
 __all__ = ["run"]
 
-console = Console(highlight=False)
 # What an exported file has decided.
 _EXPORTED = ("datamodule", "inference", "lightning_module", "network", "sampler", "schedule")
 EXAMPLE = "checkpoint=runs/teacher_isic2018/<time>/checkpoints/best.ckpt"
@@ -73,7 +71,7 @@ def run(config: dict[str, Any]) -> None:
     done = writer.done(files, names)
     if config["skip_existing"]:
         left = [(f, n) for f, n in zip(files, names, strict=True) if n not in done]
-        console.print(f"{len(files) - len(left)} of {len(files)} photographs are done already.")
+        say(f"{len(files) - len(left)} of {len(files)} photographs are done already.")
         files, names = [file for file, _ in left], [name for _, name in left]
         writer.names = names
         if not files:
@@ -96,7 +94,7 @@ def run(config: dict[str, Any]) -> None:
     )
     trainer.predict(module, datamodule=photographs, return_predictions=False)
     if trainer.is_global_zero:
-        console.print(printable(f"{len(files)} photographs: {output}"), markup=False)
+        say(f"{len(files)} photographs: {output}")
         _report_remarks(writer.rows)
         _report_failures(writer.rows)
 
@@ -176,13 +174,13 @@ def _report_remarks(rows: list[dict[str, Any]]) -> None:
     if marked:
         text = f"{marked[0]['file']}: {marked[0]['remark']}"
         more = f", and {len(marked) - 1} more, see predictions.csv" if len(marked) > 1 else ""
-        console.print(printable(f"{text}{more}"), markup=False, soft_wrap=True)
+        say(f"{text}{more}")
 
 
 def _report_failures(rows: list[dict[str, Any]]) -> None:
     failed = [row for row in rows if row["error"]]
     for row in failed:
-        console.print(printable(f"skipped: {row['error']}"), style="yellow", markup=False)
+        say(f"skipped: {row['error']}", style="yellow")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(rows)} photographs could not be predicted, first "

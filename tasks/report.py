@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from rich.console import Console
 
 from common.errors import UserError
 from common.files import write_text_atomic
-from common.markup import html_page, html_picture, html_table, markdown_table
-from common.runs import NATIVE, find_runs, main_score, mask_gmac, name_runs
+from common.markup import html_page, html_picture, html_table, markdown_table, plot_label
+from common.runs import NATIVE, find_runs, load_config, main_score, mask_gmac, name_runs
+from common.text import printable, say, skip
 from lightning_modules.callbacks.pictures import CASES
 from tasks.report_methods import (
     METHOD_HEADER,
@@ -27,15 +27,20 @@ from tasks.report_methods import (
     method_row,
     sampler_words,
 )
+from tasks.statistics import read_images
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 __all__ = ["run"]
 
-console = Console(highlight=False)
-
 Run = tuple[Path, dict[str, Any]]
+
+# Without these a run has no row.
+_NEEDED = (
+    *("experiment", "network.name", "network.params", "network.gmac"),
+    *("data.name", "data.image_size", "data.n_test"),
+)
 
 HEADER = (
     "experiment",
@@ -121,13 +126,19 @@ def run(config: dict[str, Any]) -> None:
     of methods where runs differ in nothing but their seed, the main score against multiply-adds,
     training curves, and the best, median and worst images of each run or its figures. Seconds a
     mask are those that `task=benchmark` has measured under `paths.runs`. Columns in which no run
-    has anything are left out.
+    has anything are left out. Runs with damaged files are left out too, and named on the terminal.
 
     Raises:
-        UserError: there is no tested run.
+        UserError: there is no tested run, or none but those of debugging.
     """
     folder = Path(config["paths"]["runs"])
-    runs = [r for r in _tested(folder) if config["debug_runs"] or not r[1].get("debug")]
+    tested = list(_tested(folder))
+    runs = [r for r in tested if config["debug_runs"] or not r[1].get("debug")]
+    if tested and not runs:
+        raise UserError(
+            f"{folder} has no tested run but {len(tested)} of debugging; set debug_runs=true to "
+            "report them."
+        )
     if not runs:
         raise UserError(
             f"{folder} has no run with a test; train one, or set paths.runs to the folder of yours."
@@ -165,7 +176,7 @@ def run(config: dict[str, Any]) -> None:
         ]
     write_text_atomic(output / "report.md", "\n".join(text))
     write_text_atomic(output / "report.html", html_page(title, *parts))
-    console.print(f"report of {title}: {output / 'report.html'}")
+    say(f"report of {title}: {output / 'report.html'}")
 
 
 def _add_table(
@@ -196,9 +207,22 @@ def _tested(folder: Path) -> Iterator[Run]:
     if not folder.is_dir():
         return
     for experiment in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for path, results in find_runs(experiment):
-            if results.get("test"):
+        for path, results in find_runs(experiment, _NEEDED):
+            if results.get("test") and _is_whole(path):
                 yield path, results
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether the other files of a run can be read, those that it has."""
+    readers = {"config.yaml": load_config, "metrics.csv": _metrics, "test_images.csv": read_images}
+    try:
+        for name, read in readers.items():
+            if (path / name).is_file():
+                read(path)
+    except UserError as error:
+        skip(str(error))
+        return False
+    return True
 
 
 def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
@@ -218,7 +242,7 @@ def _row(kind: Kind, path: Path, results: dict[str, Any]) -> list[str]:
     )
     return [
         results.get("trained_as") or results["experiment"],
-        path.name,
+        printable(path.name),
         dataset_name(results),
         str(data["image_size"]),
         results.get("objective") or "",
@@ -247,7 +271,7 @@ def _cost_plot(column: Column, methods: Sequence[Method]) -> bytes:
     figure, axis = plt.subplots(figsize=(10, 5), layout="constrained")
     for name, points in groups.items():
         cost, values, *error = zip(*points, strict=True)
-        axis.errorbar(cost, values, yerr=error, fmt="o", capsize=3, label=name)
+        axis.errorbar(cost, values, yerr=error, fmt="o", capsize=3, label=plot_label(name))
     axis.set(xscale="log", xlabel="GMAC an image", ylabel=column[0])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -261,10 +285,10 @@ def _curves(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:
     found = False
     for axis, key in zip(axes, keys, strict=True):
         for name, rows in drawn:
-            points = [(float(r["step"]), float(r[key])) for r in rows if r.get(key)]
+            points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 found = True
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
+                axis.plot(*zip(*points, strict=True), label=plot_label(name), linewidth=1)
         axis.set(xlabel="step", title=key)
         axis.grid(alpha=0.3)
         if "loss" in key:
@@ -274,12 +298,27 @@ def _curves(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:
     return ["<h3>Training</h3>", html_picture(picture, "png")] if found else []
 
 
-def _metrics(path: Path) -> list[dict[str, str]]:
-    try:
-        with (path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except OSError:
+def _metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's `metrics.csv`, without empty cells; none where there is no file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = path / "metrics.csv"
+    if not file.is_file():
         return []
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            table = csv.DictReader(opened)
+            rows = [{k: float(v) for k, v in row.items() if v} for row in table]
+        if "step" not in (table.fieldnames or ()) or any("step" not in row for row in rows):
+            raise KeyError("step")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{file} is damaged ({type(error).__name__}); remove it to report the run without its "
+            "curves."
+        ) from error
+    return rows
 
 
 def _gallery(kind: Kind, runs: Sequence[Run]) -> Iterable[str]:

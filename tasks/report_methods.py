@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from common.runs import mask_gmac
+from common.runs import mask_gmac, read_config
+from common.text import printable, skip
+from tasks.configuration import get_value
 from tasks.statistics import bootstrap_interval, mean_images, read_images
 
 __all__ = [
@@ -70,8 +71,8 @@ class Method:
         """Return the mean over the runs, its 95 % interval and the runs' standard deviation.
 
         There is none of a score that only some of the runs have. The interval is the bootstrap over
-        images of each one's mean over the runs; of scores that are no means over images, that of a
-        single run as it was tested.
+        images of each one's mean over the runs. For scores that are no means over images it is the
+        interval of a single run as it was tested.
 
         Args:
             key: without `test/`.
@@ -122,7 +123,7 @@ def group_runs(runs: Iterable[Run]) -> list[Method]:
     methods = []
     for key, members in groups.items():
         rows = tuple(members.values())
-        own = "" if shown.count(key[:-1]) == 1 else f" {rows[0][0].name}"
+        own = "" if shown.count(key[:-1]) == 1 else f" {printable(rows[0][0].name)}"
         objective = rows[0][1].get("objective") or ""
         methods.append(Method(_name(rows[0][1]) + own, key[0], objective, rows))
     return sorted(methods, key=lambda method: method.data)
@@ -141,18 +142,18 @@ def _is_own(data: Mapping[str, Any]) -> bool:
 def _name(results: Mapping[str, Any]) -> str:
     """Return the experiment that trained what a run tested, and the folds of a cross-validation."""
     folds = results["data"].get("folds")
-    name = results.get("trained_as") or results["experiment"]
+    name = printable(results.get("trained_as") or results["experiment"])
     return f"{name}, {folds} folds" if folds else name
 
 
 def _recipe(folder: Path) -> str:
     """Return what decides how a run learns but its seed, empty where its config is not there."""
-    config = _read_config(folder)
+    config = read_config(folder)
     if config is None:
         return ""
     chosen = {key: config.get(key) for key in _RECIPE} | {
-        "epochs": config["trainer"]["max_epochs"],
-        "batch": config["datamodule"]["batch_size"],
+        "epochs": get_value(config, "trainer.max_epochs"),
+        "batch": get_value(config, "datamodule.batch_size"),
     }
     return json.dumps(_without(chosen, {"seed", "checkpoint"}), sort_keys=True)
 
@@ -161,13 +162,6 @@ def _without(value: Any, keys: set[str]) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _without(item, keys) for key, item in value.items() if key not in keys}
-
-
-def _read_config(folder: Path) -> dict[str, Any] | None:
-    try:
-        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except OSError:
-        return None
 
 
 def sampler_words(results: dict[str, Any]) -> str:
@@ -189,9 +183,10 @@ class Timings:
         self._rows: list[dict[str, Any]] = []
         files = sorted(folder.glob("*/*/benchmark.json"), key=lambda path: path.stat().st_mtime)
         for path in reversed(files):
-            report = json.loads(path.read_text(encoding="utf-8"))
-            machine = f"{report['threads']} threads of {report['device']}"
-            self._rows += [{**row, "machine": machine} for row in report["networks"]]
+            try:
+                self._rows += _measurements(path)
+            except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+                skip(f"{path} is damaged ({type(error).__name__}); measure again.")
 
     def of(self, run: Run) -> dict[str, Any] | None:
         """Return the measurement of a network and sampler like a run's, none where there is none.
@@ -199,10 +194,10 @@ class Timings:
         Only float32 counts, which the scores are of.
         """
         path, results = run
-        config = _read_config(path)
+        config = read_config(path)
         if config is None:
             return None
-        network = {key: config["network"].get(key) for key in ("name", "kwargs")}
+        network = {key: get_value(config, f"network.{key}") for key in ("name", "kwargs")}
         for row in self._rows:
             if (
                 row.get("network") == network
@@ -217,6 +212,18 @@ class Timings:
         """Return on what the measurements of some methods were made."""
         found = (self.of(method.runs[0]) for method in methods)
         return {row["machine"] for row in found if row}
+
+
+def _measurements(path: Path) -> list[dict[str, Any]]:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    machine = f"{report['threads']} threads of {report['device']}"
+    rows = [{**row, "machine": machine} for row in report["networks"]]
+    for row in rows:
+        sampler_words(row)
+        for key in ("mask_s", "onnx_mask_s"):
+            # Raises where it is no number.
+            f"{row.get(key) or 0:.3f}"
+    return rows
 
 
 def method_row(
@@ -236,7 +243,7 @@ def method_row(
 
     def seconds(key: str, reckoned: str) -> str:
         value = timed.get(key)
-        return "" if value is None else f"{value:.3f}{' (reckoned)' if timed[reckoned] else ''}"
+        return "" if value is None else f"{value:.3f}{' (reckoned)' if timed.get(reckoned) else ''}"
 
     scores = []
     for _, key, digits in columns:

@@ -2,16 +2,22 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import yaml
 from omegaconf import OmegaConf
 
 from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
-from common.runs import find_runs, read_results
-from tasks.configuration import get_value, given_keys, modernise, relocate, set_value
+from common.runs import find_runs, load_config, read_results
+from tasks.configuration import (
+    check_targets,
+    get_value,
+    given_keys,
+    modernise,
+    relocate,
+    set_value,
+)
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
 
@@ -132,10 +138,11 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
         config: as composed from the command line, resolved.
 
     Raises:
-        UserError: the folder has no readable config, or the command line contradicts it.
+        UserError: the folder has no readable config, that names foreign classes, or the command
+            line contradicts it.
     """
     folder = Path(config["paths"]["run"])
-    stored = _read_config(folder)
+    stored = _read_config(folder, config)
     merged = _moved(copy.deepcopy(stored), stored["paths"]["run"], str(folder))
     # What there was not yet when the run was started.
     merged = {
@@ -159,6 +166,7 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
     identity = get_value(stored, "logger.wandb.id")
     if identity and get_value(merged, "logger.wandb"):
         merged["logger"]["wandb"]["id"] = identity
+    check_targets(merged, config, folder / "config.yaml")
     return merged
 
 
@@ -176,25 +184,46 @@ def check_same_data(folder: Path, split_sha: str) -> None:
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}), so the run cannot be resumed; give "
-            "the folder of another run or start a new one."
-        ) from error
-    if not isinstance(stored, dict) or stored.get("task") != "fit":
+def _read_config(folder: Path, composed: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a training run.
+
+    Args:
+        folder: of the run.
+        composed: the config of the command line, whose groups are the ones that are needed.
+    """
+    stored = load_config(folder)
+    if stored.get("task") != "fit":
         raise UserError(f"{folder} is no training run; resume=<folder> needs one.")
+    for group, ours in composed.items():
+        theirs = stored.get(group)
+        # Callbacks and loggers are groups of groups, each of which may be none.
+        groups = {group: theirs} if isinstance(ours, dict) else {}
+        if group in ("callbacks", "logger") and isinstance(theirs, dict):
+            groups |= {f"{group}.{name}": part for name, part in theirs.items()}
+        for name, content in groups.items():
+            if content is not None and not isinstance(content, dict):
+                _refuse_damaged(folder, f"{name} is no group of keys")
+    for key in ("run_name", "paths.run", "paths.data", "paths.cache"):
+        if not isinstance(get_value(stored, key), str):
+            _refuse_damaged(folder, f"{key} is no text")
+    for key in ("datamodule", "trainer", "lightning_module", "network"):
+        if not stored.get(key):
+            _refuse_damaged(folder, f"{key} is missing")
     modernise(stored)
     return stored
+
+
+def _refuse_damaged(folder: Path, why: str) -> NoReturn:
+    raise UserError(
+        f"{folder / 'config.yaml'} is damaged ({why}), so the run cannot be resumed; give the "
+        "folder of another run or start a new one."
+    )
 
 
 def _choices(config: dict[str, Any]) -> dict[str, Any]:
     # A run that goes on keeps its dataset, so the command need not name it.
     experiment = config["run_name"].removesuffix(f"-{config.get('data_label')}")
-    return {"experiment": experiment, "debug": config["debug_mode"]}
+    return {"experiment": experiment, "debug": config.get("debug_mode")}
 
 
 def _is_free(key: str) -> bool:

@@ -6,12 +6,13 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 from torch import nn
 
 from common.runs import main_scores, native_first
+from common.text import plain_text, printable, say
 
 __all__ = ["print_batch", "print_choices", "print_results", "print_start"]
 
@@ -55,10 +56,9 @@ def print_choices(config: Mapping[str, Any], choices: Mapping[str, str | None]) 
     if choices.get("experiment") is not None:
         return
     chosen = " ".join(f"{group}={choices[group]}" for group in _CHOSEN if config[group] != {})
-    console.print(
+    say(
         f"No experiment is chosen, so the run is {chosen}. experiment=<name> picks a recipe of "
-        "conf/experiment, such as experiment=demo_teacher.",
-        soft_wrap=True,
+        "conf/experiment, such as experiment=demo_teacher."
     )
 
 
@@ -88,18 +88,18 @@ def _print_config(config: Mapping[str, Any]) -> None:
 
 def _grow(tree: Tree, key: str, value: Any) -> None:
     if isinstance(value, Mapping) and value:
-        branch = tree.add(f"[bold]{key}[/bold]")
+        branch = tree.add(Text(printable(str(key)), "bold"))
         for name, item in value.items():
             _grow(branch, name, item)
     else:
-        tree.add(f"{key}: [cyan]{escape(str(value))}[/cyan]")
+        tree.add(plain_text(f"{key}: ").append(plain_text(str(value)).plain, "cyan"))
 
 
 def _print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) -> None:
     """Print the sizes of the split and how many network calls validation and test will make."""
     sizes = {part: len(dataset) for part, dataset in datamodule.datasets.items()}
     validation, test = module.network_calls(sizes["val"], sizes["test"])
-    console.print(
+    say(
         f"{datamodule.name}: {sizes['train']} train, {sizes['val']} val, {sizes['test']} test "
         f"images at {datamodule.image_size} px"
         + "".join(
@@ -116,7 +116,7 @@ def _print_plan(module: L.LightningModule, datamodule: L.LightningDataModule) ->
 
 def _print_network(network: nn.Module, description: Mapping[str, Any], image_size: int) -> None:
     """Print the parts of a network with their parameters, and what one call costs."""
-    table = Table(title=f"{description['name']} at {image_size} px")
+    table = Table(title=plain_text(f"{description['name']} at {image_size} px"))
     table.add_column("part")
     table.add_column("type")
     table.add_column("parameters", justify="right")
@@ -138,7 +138,7 @@ def _print_teacher(description: Mapping[str, Any]) -> None:
     score = f"{_SCORES[known]} {description[known]:.4f}" if known else "score unknown"
     given = description["checkpoint"]
     files = given if isinstance(given, str) else ", ".join(given)
-    console.print(
+    say(
         f"Teacher: {description['network']['name']} from {files}, "
         + (f"objective {objective}, " if objective else "")
         + f"{description['weights']} weights, "
@@ -196,7 +196,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """
     scores = results["test"] or {}
     title = f"{results['experiment']}: {results['data']['n_test']} test images"
-    table = Table(title=title)
+    table = Table(title=plain_text(title))
     table.add_column("score")
     table.add_column("value", overflow="fold")
     by_class: dict[str, dict[str, float]] = {}
@@ -206,8 +206,8 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         if name and score != "loss":
             by_class.setdefault("/".join(name), {})[score] = value
         else:
-            table.add_row(key, f"{value:.4f}")
-    table.add_row("run folder", _short(folder), style="bold")
+            table.add_row(plain_text(key), f"{value:.4f}")
+    table.add_row("run folder", plain_text(_short(folder)), style="bold")
     console.print(table)
     if by_class:
         _print_classes(by_class)
@@ -236,7 +236,9 @@ def _print_classes(by_class: Mapping[str, Mapping[str, float]]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, scores in by_class.items():
-        table.add_row(name, *(f"{scores[c]:.4f}" if c in scores else "-" for c in columns))
+        table.add_row(
+            plain_text(name), *(f"{scores[c]:.4f}" if c in scores else "-" for c in columns)
+        )
     console.print(table)
 
 
@@ -250,7 +252,7 @@ def _add_network(
 ) -> None:
     network, calls = results["network"], results["calls_per_mask"]
     table.add_row(
-        f"{role} ({network['name']})",
+        plain_text(f"{role} ({network['name']})"),
         f"{network['params']:,}",
         f"{network['gmac']:.3f}",
         "unknown" if calls is None else f"{calls:,}",

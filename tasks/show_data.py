@@ -6,16 +6,15 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from common.files import atomic_path
 from common.pictures import TRUTH_COLOUR, draw_contour, enlarge, stretch, tile
+from common.text import say
 from datamodules.splits import spread
 from tasks.build import build_datamodule
 
 __all__ = ["run"]
 
-console = Console(highlight=False)
 SMALLEST_SIDE = 128
 
 
@@ -41,7 +40,7 @@ def run(config: dict[str, Any]) -> None:
     path = Path(config["paths"]["run"]) / "data.png"
     with atomic_path(path) as temporary:
         Image.fromarray(tile(rows)).save(temporary, format="PNG")
-    console.print(f"{len(rows)} training images of {datamodule.name}: {path}")
+    say(f"{len(rows)} training images of {datamodule.name}: {path}")
 
 
 def _row(items: list[dict[str, Any]], plain: dict[str, Any]) -> list[np.ndarray]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy import stats
 
 from common.errors import UserError
-from common.runs import NATIVE, read_results
+from common.runs import NATIVE, load_config, read_results
 from lightning_modules.metrics import classification_scores, positive_class
 
 __all__ = [
@@ -36,6 +35,8 @@ BLOCK = 1 << 22
 # Columns of test_images.csv that are no scores.
 _SIZES = ("lesion_pixels", "predicted_pixels")
 _NOT_SCORES = {"id", "finite", *_SIZES, *(NATIVE + name for name in _SIZES)}
+# How reading a damaged table fails.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, csv.Error)
 # Columns of predictions.csv that are no classes.
 FIXED_COLUMNS = ("id", "label", "predicted", "correct", "confidence")
 
@@ -86,14 +87,14 @@ def read_predictions(folder: Path) -> Predictions:
         with path.open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
             rows = list(table)
-            classes = tuple(name for name in table.fieldnames or () if name not in FIXED_COLUMNS)
+            classes = tuple(name for name in _columns(table) if name not in FIXED_COLUMNS)
         return Predictions(
             [row["id"] for row in rows],
             np.array([classes.index(row["label"]) for row in rows]),
             np.array([[float(row[name]) for name in classes] for row in rows]),
             classes,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise UserError(_unreadable(path, folder, error)) from error
 
 
@@ -139,12 +140,12 @@ def read_images(folder: Path) -> dict[str, dict[str, float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
-            plain = f"{NATIVE}dice" not in (table.fieldnames or ())
+            plain = f"{NATIVE}dice" not in _columns(table)
             images = {
                 row["id"]: {k: float(v) for k, v in row.items() if k not in _NOT_SCORES}
                 for row in table
             }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise UserError(_unreadable(path, folder, error)) from error
     if plain and (read_results(folder) or {}).get("resolution") == "native":
         return {
@@ -152,6 +153,13 @@ def read_images(folder: Path) -> dict[str, dict[str, float]]:
             for image, scores in images.items()
         }
     return images
+
+
+def _columns(table: csv.DictReader) -> list[str]:
+    columns = list(table.fieldnames or ())
+    if "id" not in columns:
+        raise KeyError("id")
+    return columns
 
 
 def _unreadable(path: Path, folder: Path, error: Exception) -> str:
@@ -220,7 +228,9 @@ def _pooled_diagnoses(
     pools = [join_predictions([read_predictions(run) for run in folds]) for folds in repeats]
     shared = set(pools[0].ids).intersection(*(pool.ids for pool in pools))
     ids = [image for image in pools[0].ids if image in shared]
-    config = yaml.safe_load((repeats[0][0] / "config.yaml").read_text(encoding="utf-8"))
+    config = load_config(repeats[0][0])
+    if not isinstance(config.get("metrics"), dict):
+        raise UserError(f"{repeats[0][0] / 'config.yaml'} has no metrics; test the run again.")
     both = [pool.of(ids) for pool in pools]
     values = [_scores(pool, config["metrics"]) for pool in both]
     drawn = [resampled_scores(pool, config["metrics"]) for pool in both]

@@ -17,13 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 
 from common.cluster import external_launch, global_rank, restarted
 from common.errors import UserError, exit_with
 from common.files import refuse_read_only, write_text_atomic
 from common.quoting import hydra_string
 from common.runs import read_results
+from common.text import say
 from tasks.build import build_datamodule
 from tasks.configuration import split_override
 from tasks.resume import last_checkpoint
@@ -39,7 +39,6 @@ _UNTOLD = ("skip_finished", "sweep_name", "resume")
 _EXTRAS = {"hydra_optuna_sweeper": "optuna", "hydra_submitit_launcher": "slurm"}
 # Options of Hydra that show a config or explain, and run nothing.
 _SHOWING = ("--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--shell-completion")
-console = Console(highlight=False, soft_wrap=True)
 
 
 class JobError(RuntimeError):
@@ -157,11 +156,11 @@ def run_job(config: DictConfig) -> float:
         record |= {key: earlier[key] for key in ("folder", "seconds")}
     if earlier and earlier["status"] == "finished":
         if says:
-            console.print(f"job {hydra.job.num} is finished already: {' '.join(overrides)}")
+            say(f"job {hydra.job.num} is finished already: {' '.join(overrides)}")
             _write(path, earlier | {"num": hydra.job.num})
         return _score(runs / record["folder"])
     if says:
-        console.print(f"job {hydra.job.num}: {' '.join(overrides)}")
+        say(f"job {hydra.job.num}: {' '.join(overrides)}")
         _write(path, record)
     started = time.monotonic()
     status = "interrupted"
@@ -226,7 +225,7 @@ def _refuse(config: DictConfig) -> None:
 def _check_folds(config: DictConfig) -> None:
     """Refuse a cross-validation that the images cannot be divided for, before its first job.
 
-    Data that the multirun itself varies is left to the jobs, and so is that of a cluster.
+    The jobs check data themselves where the multirun varies it, and on a cluster.
 
     Raises:
         UserError: the data is missing or broken, or has too few groups.
@@ -326,7 +325,7 @@ def _find(sweeps: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any] | 
 
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a multirun's jobs that can be read."""
-    return [job for path in sorted(folder.glob("jobs/*.json")) if (job := _read(path))]
+    return [job for path in sorted(folder.glob("jobs/*.json")) if _is_record(job := _read(path))]
 
 
 def _score(folder: Path) -> float:
@@ -341,9 +340,20 @@ def _told(overrides: Sequence[str]) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Tell whether a file holds what `run_job` writes of a job."""
+    return (
+        record.keys() >= {"num", "overrides", "folder", "status", "reason", "seconds"}
+        and isinstance(record["overrides"], list)
+        and all(isinstance(override, str) for override in record["overrides"])
+        and isinstance(record["folder"], str)
+    )
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

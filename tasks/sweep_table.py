@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import markdown_table
 from common.runs import NATIVE, main_scores, read_results
 from common.tables import write_rows
+from common.text import plain_text, say, skip
 from tasks.configuration import split_override
 from tasks.statistics import pooled_scores
 
@@ -142,7 +144,16 @@ def _pooled_table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
 
 # The printed and the written table both need them, and resampling diagnoses takes a while.
-_pooled = cache(pooled_scores)
+@cache
+def _pooled(
+    repeats: tuple[tuple[Path, ...], ...],
+) -> tuple[int, dict[str, tuple[float, list[float]]]]:
+    """Return what `pooled_scores` does, nothing where a file of a run is damaged."""
+    try:
+        return pooled_scores(repeats)
+    except UserError as error:
+        skip(str(error))
+        return 0, {}
 
 
 def _pools(line: Line) -> tuple[tuple[Path, ...], ...]:
@@ -181,9 +192,8 @@ def print_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         if job["status"] != "finished":
             reason = job["reason"] or job["status"]
             words = f"job {job['num']} {job['status']} ({' '.join(job['overrides'])}): {reason}"
-            console.print(words, style="red", markup=False, soft_wrap=True)
-    told = f"{folder / 'table.md'}; a row per job: {folder / 'jobs.csv'}"
-    console.print(told, markup=False, soft_wrap=True)
+            say(words, style="red")
+    say(f"{folder / 'table.md'}; a row per job: {folder / 'jobs.csv'}")
 
 
 def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], varied: int) -> None:
@@ -192,9 +202,11 @@ def _print(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], var
     for index, name in enumerate(header):
         # Of a key the last two parts, such as efkd.weight, are enough to know it.
         short = ".".join(name.split(".")[-2:]) if index < varied else name
-        table.add_column(short, justify="left" if index < varied else "right", no_wrap=True)
+        table.add_column(
+            plain_text(short), justify="left" if index < varied else "right", no_wrap=True
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain_text, row))
     # Not cut to the width of the terminal: what is cut cannot be read.
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, needed), soft_wrap=True).print(table)
@@ -222,7 +234,7 @@ def write_tables(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
         best, test = results.get("best") or {}, results.get("test") or {}
         told = {key: job[key] for key in ("num", "status", "folder", "seconds", "reason")}
         given = dict(map(split_override, job["overrides"]))
-        score = {f"best {best['monitor']}": best["score"]} if best else {}
+        score = {f"best {best['monitor']}": best.get("score")} if best else {}
         table.append(told | given | score | test)
     if table:
         columns = dict.fromkeys(key for row in table for key in row)
@@ -238,9 +250,15 @@ def _write_images(path: Path, lines: Sequence[Line]) -> None:
             for fold, run in folds.items():
                 images = run / "predictions.csv"
                 images = images if images.is_file() else run / "test_images.csv"
-                if images.is_file():
+                try:
                     with images.open(newline="", encoding="utf-8") as file:
-                        rows += [told | {"fold": fold} | row for row in csv.DictReader(file)]
+                        own = [told | {"fold": fold} | row for row in csv.DictReader(file)]
+                except FileNotFoundError:
+                    continue
+                except (OSError, ValueError, csv.Error) as error:
+                    skip(f"{images} is damaged ({type(error).__name__}); test the run again.")
+                    continue
+                rows += own
     if rows:
         columns = dict.fromkeys(key for row in rows for key in row)
         write_rows(path, [dict.fromkeys(columns, "") | row for row in rows])

@@ -11,8 +11,9 @@ import torch
 from filelock import FileLock
 from rich.progress import track
 
+from common.arrays import ArrayWriter, array_bytes, is_whole_array
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, refuse_full
 from datamodules.shared_batches import collate
 from lightning_modules.teacher import FrozenTeacher
 
@@ -55,6 +56,9 @@ def attach_teacher(
         datamodule: set up.
         config: of the run.
         device: where the teacher predicts.
+
+    Raises:
+        UserError: the disk of the decoded images has no room for the maps.
     """
     given = config["teacher"]["checkpoint"]
     files = [given] if isinstance(given, str) else given
@@ -73,14 +77,18 @@ def attach_teacher(
         ]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = dataset.cache.folder.with_name(f"{dataset.cache.folder.name}-teacher-{digest}.npy")
+        kind = ((len(dataset), *dataset.cache.masks.shape[1:]), "uint8")
         # Of several processes one computes and the others wait.
         lock = path.with_name(f".{path.name}.lock")
         with FileLock(lock):
             try:
-                if not path.is_file():
+                if not is_whole_array(path, *kind):
+                    needed = array_bytes(*kind)
+                    refuse_full(path.parent, needed, "the teacher's predictions", "paths.cache")
                     maps = _predict(teacher, dataset, config["datamodule"]["batch_size"], device)
-                    with atomic_path(path) as temporary, temporary.open("wb") as file:
-                        np.save(file, maps)
+                    with atomic_path(path) as temporary, ArrayWriter(temporary, *kind) as file:
+                        for index, row in enumerate(maps):
+                            file[index] = row
             finally:
                 lock.unlink(missing_ok=True)
         dataset.teacher_maps = np.load(path, mmap_mode="r")

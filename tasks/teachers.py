@@ -1,15 +1,15 @@
 """Finding, checking and loading the teacher of a distillation."""
 
+import functools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 
 from common.errors import UserError, check_choice
-from common.runs import find_runs, main_scores, read_results
+from common.runs import find_runs, main_scores, read_config, read_results
 from datamodules.splits import read_parts
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
@@ -22,7 +22,9 @@ __all__ = ["find_teachers", "load_teacher"]
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
-def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None) -> list[Path]:
+def find_teachers(
+    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
+) -> list[Path]:
     """Return the teacher's checkpoints: those given, or those of the newest fitting runs.
 
     A run fits if it has finished, was no debugging run, used the same data and image size, and has
@@ -30,7 +32,8 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
 
     Args:
         config: of the student.
-        parts: of the student's images by id; without, no run is passed over for its images.
+        find_parts: returns the part of each of the student's images by id; without it no run is
+            passed over for its images.
 
     Raises:
         UserError: there are fewer than `teacher.members`; the message has the command that makes
@@ -51,7 +54,7 @@ def find_teachers(config: dict[str, Any], parts: Mapping[str, str] | None = None
         )
     found, leaking = [], 0
     for run in _fitting_runs(config):
-        if parts and not teacher.get("allow_leak") and _leaks(run, parts):
+        if find_parts and not teacher.get("allow_leak") and _leaks(run, find_parts()):
             leaking += 1
             continue
         found.append(run / "checkpoints" / "best.ckpt")
@@ -101,13 +104,14 @@ def _fitting_runs(config: dict[str, Any]) -> list[Path]:
     fitting = [
         run
         for folder in (experiment, f"{experiment}-{label}")
-        for run, results in find_runs(runs / folder)
+        for run, results in find_runs(runs / folder, ("data.name",))
         if results.get("status") == "finished"
         and not results.get("debug")
         and get_value(results, "data.name") == data["name"]
         and get_value(results, "data.image_size") == data["image_size"]
         and (not own or get_value(results, "data.label") == label)
         and (run / "checkpoints" / "best.ckpt").is_file()
+        and (read_config(run) is not None or not (run / "config.yaml").exists())
     ]
     fitting.sort(key=lambda run: run.name, reverse=True)
     if own:
@@ -117,24 +121,21 @@ def _fitting_runs(config: dict[str, Any]) -> list[Path]:
 
 
 def _root(run: Path) -> Path | None:
-    """Return the data folder of a run, or `None` where its config cannot be read."""
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    root = get_value(config, "datamodule.root") if isinstance(config, dict) else None
+    """Return the data folder of a run, or `None` where it has no config."""
+    root = get_value(read_config(run) or {}, "datamodule.root")
     return Path(root).resolve() if isinstance(root, str) else None
 
 
 def load_teacher(
-    config: dict[str, Any], parts: Mapping[str, str] | None = None
+    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
 ) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Load the frozen teacher that a run's config asks for.
 
     Args:
         config: of the student.
-        parts: of the student's images by id, from before they are decoded: a teacher that has seen
-            those of validation or test is refused as far as their names tell.
+        find_parts: returns the part of each of the student's images by id, before they are
+            decoded: a teacher that has seen those of validation or test is refused as far as their
+            names tell. It is called once, after all that can be refused without the data.
 
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
@@ -148,18 +149,19 @@ def load_teacher(
             both denoise, with another noise schedule; it has seen images of the student's
             validation or test; `teacher.sampler` is not for it; or several classifiers.
     """
-    paths = find_teachers(config, parts)
+    find_parts = functools.cache(find_parts) if find_parts else None
+    paths = find_teachers(config, find_parts)
     loaded = [_load_member(path, config) for path in paths]
     modules, descriptions, seen = zip(*loaded, strict=True)
     teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
     teacher.seen = seen
-    if parts:
-        check_teacher(seen, config, parts)
     if teacher.averages and method_kind(config) == "classification":
         raise UserError(
             "teacher.turns=true and several teachers average masks, and a classifier has none; set "
             "teacher.turns=false and give one teacher."
         )
+    if find_parts:
+        check_teacher(seen, config, find_parts())
     return teacher, descriptions[0] if len(paths) == 1 else _describe_all(descriptions)
 
 

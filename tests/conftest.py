@@ -1,7 +1,8 @@
 """What several rooms' tests share: golden numbers, small networks, made-up files."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import resource
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,12 @@ def isic_copy(tmp_path) -> Path:
     """The same on a smaller scale, for a test to damage; returns the data folder."""
     write_isic2018(tmp_path / "data" / "isic2018", 10)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """A file system that takes no file of more than 10,000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)

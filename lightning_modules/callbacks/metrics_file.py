@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from common.errors import UserError
 from common.files import write_text_atomic
 
 __all__ = ["MetricsFile"]
@@ -80,13 +81,25 @@ class MetricsFile(Logger):
         Args:
             steps: optimizer steps that the checkpoint has made; rows of later ones are dropped.
             validated: whether the checkpoint has seen the validation after its last step.
+
+        Raises:
+            UserError: the file is damaged.
         """
         if not self.path.is_file():
             return
-        with self.path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row["step"])
-                # A step's own row comes before what its validation says.
-                known = validated or row.get("train/loss")
-                if step < steps - 1 or (step == steps - 1 and known):
-                    self._rows.append({key: value for key, value in row.items() if value != ""})
+        try:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file, strict=True))
+            numbers = [int(row["step"]) for row in rows]
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("rows of other lengths")
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            raise UserError(
+                f"{self.path} is damaged ({type(error).__name__}), so the run cannot continue it; "
+                "restore it, or remove it to go on without the earlier rows."
+            ) from error
+        for step, row in zip(numbers, rows, strict=True):
+            # A step's own row comes before what its validation says.
+            known = validated or row.get("train/loss")
+            if step < steps - 1 or (step == steps - 1 and known):
+                self._rows.append({key: value for key, value in row.items() if value != ""})

@@ -1,7 +1,6 @@
 """Files and folders are whole or absent."""
 
 import errno
-import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from common.files import (
     exclusive,
     refuse_full,
     refuse_read_only,
+    remove_folder,
     remove_leftovers,
     write_text_atomic,
 )
@@ -68,13 +68,18 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert {p.name for p in tmp_path.rglob("*")} == {"deep", "last.ckpt", ".hidden"}
 
 
-@pytest.fixture
-def small_disk():
-    """A file system that takes no file of more than 10,000 bytes."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_folder_is_removed_with_its_unfinished_copies(tmp_path):
+    for name in ("a[1]", ".a[1].x.part", "a1", ".a1.x.part", ".a[1].lock"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / ".a[1].y.part").touch()
+    remove_folder(tmp_path / "a[1]")
+    assert {p.name for p in tmp_path.iterdir()} == {"a1", ".a1.x.part", ".a[1].lock"}
+    (tmp_path / "link").symlink_to(tmp_path / "a1")
+    (tmp_path / "file").touch()
+    for name in ("link", "file", "missing"):
+        remove_folder(tmp_path / name)
+        assert not (tmp_path / name).exists()
+    assert (tmp_path / "a1" / "deep").is_dir(), "what a link leads to stays"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +151,7 @@ def test_what_the_rights_promise_is_not_believed():
 
 def test_too_little_room_is_refused(tmp_path):
     refuse_full(tmp_path / "new", 1000)
-    with pytest.raises(UserError, match=r"GB free.*need 1000000000\.0 GB"):
+    with pytest.raises(UserError, match=r"GB free.*need 1\.0 EB.*paths\.runs"):
         refuse_full(tmp_path, 1e18)
 
 

@@ -12,6 +12,7 @@ from common.runs import (
     main_scores,
     name_runs,
     native_first,
+    read_config,
     read_results,
     run_label,
     write_results,
@@ -19,9 +20,10 @@ from common.runs import (
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path):
-    write_results(tmp_path, {"schema": 1, "test": {"dice": float("nan"), "iou": [float("inf"), 1]}})
+    results = {"test": {"dice": float("nan")}, "lr": [float("inf"), 1]}
+    write_results(tmp_path, {"schema": 1, **results})
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["test"] == {"dice": None, "iou": [None, 1]}
+    assert stored == {"schema": 1, "test": {"dice": None}, "lr": [None, 1]}
     assert read_results(tmp_path) == stored
 
 
@@ -117,7 +119,71 @@ def test_plain_names_of_a_test_at_native_resolution_alone_are_read_as_native(tmp
         {**old, "resolution": "model"},
         {**old, "test": {"test/native_dice": 0.5, "test/referral_dice": 0.7}},
         {**old, "test": None},
-        {**old, "test": 3},
     ):
         write_results(tmp_path, results)
         assert read_results(tmp_path) == results
+
+
+WHOLE = {
+    "schema": 1,
+    "network": {"name": "N", "params": 3, "gmac": 0.5},
+    "data": {"name": "x", "image_size": 64},
+    "best": {"monitor": "val/dice", "score": 0.5, "mode": "max"},
+    "sampler": {"name": "DDIM", "num_steps": 5, "ensemble": 1},
+    "test": {"test/dice": 0.5, "test/hd95": None},
+    "test_intervals": {"test/dice": [0.4, 0.6], "test/hd95": [None, None]},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"data": 3}, "data"),
+        ({"data": None}, "data.name"),
+        ({"data": {"image_size": 64}}, "data.name"),
+        ({"data": {"name": "x", "image_size": "64"}}, "data.image_size"),
+        ({"network": ["N"]}, "network"),
+        ({"network": {"name": "N", "gmac": True}}, "network.gmac"),
+        ({"test": "none"}, "test"),
+        ({"test": {"test/dice": "0.5"}}, "test.test/dice"),
+        ({"test": {"test/dice": 10**400}}, "test.test/dice"),
+        ({"test_intervals": {"test/dice": [0.4]}}, "test_intervals.test/dice"),
+        ({"test_intervals": 5}, "test_intervals"),
+        ({"best": 0.5}, "best"),
+        ({"best": {"score": 0.5}}, "best.monitor"),
+        ({"sampler": {"name": "DDIM"}}, "sampler.num_steps"),
+        ({"teacher": "x"}, "teacher"),
+        ({"batch": {"effective": []}}, "batch.effective"),
+        ({"seconds": "long"}, "seconds"),
+        ({"checkpoint": "a\0b"}, "checkpoint"),
+        ({"experiment": 5}, "experiment"),
+    ],
+)
+def test_results_of_the_wrong_kind_are_named_and_not_read(tmp_path, capsys, changes, fault):
+    folder = tmp_path / "[v2]"
+    write_results(folder, WHOLE)
+    expected = WHOLE | {"test_intervals": {"test/dice": [0.4, 0.6]}}
+    assert read_results(folder, ["data.name"]) == expected
+    assert capsys.readouterr().out == ""
+    (folder / "results.json").write_text(json.dumps(WHOLE | changes))
+    assert read_results(folder, ["data.name"]) is None
+    assert list(find_runs(tmp_path, ["data.name"])) == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(folder / "results.json") in line, "as it is, on one line, and once"
+    assert f"({fault} is " in line
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff\xfe", b"[" * 100_000, b"[1]", b"{}", b""])
+def test_files_that_are_no_json_are_named(tmp_path, capsys, content):
+    (tmp_path / "results.json").write_bytes(content)
+    assert read_results(tmp_path) is None
+    assert str(tmp_path / "results.json") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"\x00\xff", b"a: [", b"3", b"a: 2026-13-45"])
+def test_a_config_that_is_damaged_is_named(tmp_path, capsys, content):
+    assert read_config(tmp_path) is None
+    assert capsys.readouterr().out == "", "there is none"
+    (tmp_path / "config.yaml").write_bytes(content)
+    assert read_config(tmp_path) is None
+    assert str(tmp_path / "config.yaml") in capsys.readouterr().out

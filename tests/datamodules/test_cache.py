@@ -1,8 +1,11 @@
 """The cache of decoded samples: right, atomic, and never stale."""
 
+import dataclasses
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 
 import numpy as np
@@ -119,6 +122,108 @@ def test_whatever_shapes_the_arrays_makes_another_cache(isic_copy, tmp_path, cha
         assert second.images[0].max() == 0
 
 
+ARRAYS = ("images", "masks", "sizes", "digests")
+
+
+def meta_with(**changes):
+    """Damage `meta.json` by changing values."""
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def other_array(change):
+    """Damage an array by saving another one."""
+    return lambda path: np.save(path, change(np.load(path)))
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("meta", lambda path: path.unlink()),
+        ("meta", lambda path: path.write_bytes(b"")),
+        ("meta", lambda path: path.write_bytes(b"\xff{")),
+        ("meta", lambda path: path.write_text("[" * 100_000)),
+        ("meta", lambda path: path.write_text("[4]")),
+        ("meta", lambda path: path.write_text('{"count": 4}')),
+        ("meta", meta_with(count=5)),
+        ("meta", meta_with(version=1)),
+        ("meta", meta_with(empty_masks="none")),
+        ("meta", meta_with(mask_resize="soft")),
+        *[(name, lambda path: path.unlink()) for name in ARRAYS],
+        *[(name, cut) for name in ARRAYS],
+        *[(name, lambda path: path.write_bytes(b"")) for name in ARRAYS],
+        *[(name, lambda path: path.write_bytes(bytes(path.stat().st_size))) for name in ARRAYS],
+        *[(name, other_array(lambda array: array[:3])) for name in ARRAYS],
+        ("images", other_array(lambda array: array.view(np.int8))),
+        ("images", other_array(lambda array: array.reshape(4, 3, 8, 8))),
+        ("masks", other_array(lambda array: array.astype(float))),
+        ("sizes", other_array(lambda array: array.astype(np.int32))),
+        ("digests", other_array(lambda array: array.astype("U8"))),
+    ],
+)
+def test_a_damaged_cache_is_built_again(tmp_path, name, damage):
+    samples = [SyntheticSample(0, index) for index in range(4)]
+    first = open_cache(samples, tmp_path, "synthetic", 8, antialias=True)
+    expected = {key: np.array(getattr(first, key)) for key in ARRAYS}
+    path = next(first.folder.glob(f"{name}.*"))
+    damage(path)
+    second = open_cache(samples, tmp_path, "synthetic", 8, antialias=True)
+    assert second.folder == first.folder
+    for key, array in expected.items():
+        assert np.array_equal(getattr(second, key), array)
+    assert second.meta == first.meta | {"count": 4, "mask_resize": "area"}
+    assert list(tmp_path.iterdir()) == [first.folder]
+
+
+def test_what_killed_processes_left_of_a_cache_is_removed(tmp_path):
+    samples = [SyntheticSample(0, 0)]
+    folder = open_cache(samples, tmp_path, "synthetic", 8, antialias=True).folder
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+    (tmp_path / f".{folder.name}.ab12.part").mkdir()
+    (tmp_path / f".{folder.name}.ab12.part" / "images.npy").write_bytes(bytes(100))
+    (tmp_path / ".another-8px.ab12.part").mkdir()
+    assert len(open_cache(samples, tmp_path, "synthetic", 8, antialias=True).images) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name, ".another-8px.ab12.part"}
+
+
+class Unreadable(SyntheticSample):
+    """A sample that must not be decoded."""
+
+    def load(self):
+        raise AssertionError("decoded")
+
+
+def test_too_little_room_is_known_before_anything_is_decoded(tmp_path, monkeypatch, isic_copy):
+    samples = [Unreadable(0, index) for index in range(1000)]
+    free = 4096 * 1000
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(free, 0, free))
+    message = r"4\.1 MB free and the decoded images need 4\.2 MB; .*paths\.cache="
+    with pytest.raises(UserError, match=message):
+        open_cache(samples, tmp_path / "cache", "synthetic", 32, antialias=True)
+    assert list((tmp_path / "cache").iterdir()) == []
+    # Masks that are not known need no room; sizes and digests need 80 bytes an image.
+    unknown = [dataclasses.replace(sample, masks=()) for sample in find(isic_copy)]
+    free = 10 * (3 * 32 * 32 + 80) + 4 * 128
+    cache = open_cache(unknown, tmp_path / "cache", "isic2018", 32, antialias=True)
+    assert cache.masks.shape == (10, 32, 32)
+    assert cache.masks.max() == 0
+    with pytest.raises(UserError, match=r"paths\.cache="):
+        open_cache(find(isic_copy), tmp_path / "cache", "isic2018", 32, antialias=True)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, small_disk):
+    # Three images of 3072 bytes fit.
+    samples = [SyntheticSample(0, index) for index in range(5)]
+    message = r"cache folder .* cannot be written \(File too large\); set paths\.cache .*21\.4 kB"
+    with pytest.raises(UserError, match=message):
+        open_cache(samples, tmp_path, "synthetic", 32, antialias=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_build_leaves_nothing(isic_copy, tmp_path):
     samples = find(isic_copy)
     samples[7].image.write_bytes(b"broken")
@@ -157,7 +262,7 @@ def build_and_count(root, data, counter):
         original(*arguments)
 
     cache_module._build = building
-    assert open_cache(find(data), root, "isic2018", 16, antialias=True).exists()
+    assert open_cache(find(data), root, "isic2018", 16, antialias=True).meta["count"] == 10
 
 
 def test_of_several_processes_one_builds_and_the_others_wait(isic_copy, tmp_path):

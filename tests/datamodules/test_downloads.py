@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import random
+import shutil
 import stat
 import threading
 import zipfile
@@ -14,6 +16,8 @@ from common.errors import UserError
 from datamodules.downloads import CHUNK, Download, fetch, unpack
 
 CONTENT = bytes(range(256)) * 2000
+# Nothing makes it smaller.
+NOISE = random.Random(0).randbytes(200_000)
 
 
 class Server(ThreadingHTTPServer):
@@ -187,6 +191,72 @@ def test_links_are_refused(tmp_path):
         file.writestr(link, "/etc")
     with pytest.raises(UserError, match="outside its folder"):
         unpack(tmp_path / "Data.zip", tmp_path / "Data")
+
+
+def test_an_archive_that_fills_disks_is_refused(tmp_path):
+    path = archive(tmp_path / "Data.zip", {"a.jpg": bytes(8_000_000), "b.jpg": bytes(8_000_000)})
+    assert path.stat().st_size < 20_000
+    with pytest.raises(UserError, match=r"Data\.zip of 1.\.. kB would unpack to 16\.0 MB"):
+        unpack(path, tmp_path / "Data")
+    assert list(tmp_path.iterdir()) == [path]
+    # Small ones do no harm, and photographs hardly shrink.
+    for members in ({"a.png": bytes(9_000_000)}, {"a.bmp": bytes(16_000_000), "b.jpg": NOISE}):
+        unpack(archive(path, members), tmp_path / "Data")
+        assert len(list((tmp_path / "Data").iterdir())) == len(members)
+        shutil.rmtree(tmp_path / "Data")
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = archive(tmp_path / "Data.zip", {"a.jpg": b"1", "b.jpg": b"2"})
+    content = bytearray(path.read_bytes())
+    # The first bit of the flags in the second member's header and in its entry of the directory.
+    content[content.rindex(b"PK\x03\x04") + 6] |= 1
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"Data\.zip is encrypted \(1 of 2 members.*'b\.jpg'"):
+        unpack(path, tmp_path / "Data")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_without_room_for_an_archive_is_named(tmp_path, monkeypatch):
+    path = archive(tmp_path / "Data.zip", {"a.jpg": bytes(3000)})
+    usage = shutil._ntuple_diskusage(2000, 0, 2000)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"2\.0 kB free.*Data\.zip need 3\.0 kB.*paths\.data="):
+        unpack(path, tmp_path / "Data")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, small_disk):
+    members = {f"{index}.jpg": bytes(9000 + 1000 * index) for index in range(4)}
+    path = archive(tmp_path / "Data.zip", members)
+    with pytest.raises(OSError, match="large"):
+        unpack(path, tmp_path / "Data")
+    assert list(tmp_path.iterdir()) == [path], "the archive is kept for another attempt"
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        (zipfile.ZIP_STORED, ["a", "a/b.jpg"]),
+        (zipfile.ZIP_STORED, ["x" * 300]),
+        (zipfile.ZIP_BZIP2, ["a.jpg"]),
+        (zipfile.ZIP_LZMA, ["a.jpg"]),
+    ],
+    ids=["a file in a file", "long name", "bzip2", "lzma"],
+)
+def test_damage_of_any_kind_is_named(tmp_path, method, names):
+    path = tmp_path / "Data.zip"
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name in names:
+            file.writestr(name, NOISE)
+    if method != zipfile.ZIP_STORED:
+        content = bytearray(path.read_bytes())
+        content[100:1000] = bytes(900)
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"Data\.zip is damaged \(.+removed"):
+        unpack(path, tmp_path / "Data")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "compression", "none"])

@@ -97,7 +97,7 @@ def test_the_folder_of_an_experiment_is_the_mean_of_its_tested_runs(
     for number, values in enumerate(seeds):
         make_run(f"experiment/t{number}", values)
         results = {"schema": 1, "experiment": "e", "test": {"test/dice": 0.5}}
-        write_results(folder / f"t{number}", results)
+        write_results(folder / f"t{number}", results | {"data": {"name": "x"}})
     (folder / "untested").mkdir()
     write_results(folder / "untested", {"schema": 1, "experiment": "e", "test": None})
     (entry,) = run(make_config, tmp_path, first, folder)
@@ -184,3 +184,32 @@ def test_folds_of_a_cross_validation_bring_their_own_images(make_config, tmp_pat
     score = entry["scores"]["dice"]
     assert score["images"] == 40
     assert score["difference"] == pytest.approx(0.05, abs=0.01)
+
+
+def test_runs_that_cannot_be_read_are_named_and_the_others_compared(
+    make_run, make_config, tmp_path, capsys
+):
+    whole = [make_run(name, dices(20)) for name in ("[v2]", "second")]
+    lost, number, binary = (make_run(name, dices(20)) for name in ("lost", "number", "binary"))
+    tested = {"schema": 1, "experiment": "e", "test": {"test/dice": 0.5}}
+    write_results(lost, tested)
+    write_results(number, tested | {"data": 3})
+    (binary / "test_images.csv").write_bytes(b"\x89\x00\xff")
+    folders = (lost, whole[0], number, whole[1], binary)
+    (entry,) = run(make_config, tmp_path, *(f"'{folder}'" for folder in folders))
+    assert entry["runs"] == [str(folder) for folder in whole]
+    lines = capsys.readouterr().out.splitlines()
+    for folder in (lost, number, binary):
+        assert sum(line.startswith(f"skipped: {folder}/") for line in lines) == 1
+    with pytest.raises(UserError, match=r"number/results\.json .*data"):
+        run(make_config, tmp_path, number, whole[1])
+    # The same in the folder of an experiment.
+    experiment = tmp_path / "experiment"
+    experiment.mkdir()
+    for name in ("good", "bad"):
+        folder = make_run(f"experiment/{name}", dices(20))
+        write_results(folder, tested | {"data": {"name": "x"}})
+    (folder / "test_images.csv").write_bytes(b"\x89\x00\xff")
+    (entry,) = run(make_config, tmp_path, whole[1], experiment)
+    assert entry["scores"]["dice"]["images"] == 20
+    assert str(folder) in capsys.readouterr().out

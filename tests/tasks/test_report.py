@@ -287,3 +287,60 @@ def test_tests_on_folders_of_ones_own_stay_apart(make_run, make_config, tmp_path
 def own_data(label, split):
     """Return what a run records of a folder of one's own."""
     return {"name": "Folder", "label": label, "split_sha": split, "image_size": 64, "n_test": 4}
+
+
+DAMAGE = {
+    "no data": ("results.json", lambda whole: {k: v for k, v in whole.items() if k != "data"}),
+    "number": ("results.json", lambda whole: whole | {"data": 7}),
+    "text": ("results.json", lambda whole: whole | {"test": {"test/dice": "0.9"}}),
+    "no network": ("results.json", lambda whole: whole | {"network": None}),
+    "metrics": ("metrics.csv", b"\x89PNG\r\n\x00\xff\xfe"),
+    "no steps": ("metrics.csv", b"epoch,train/loss\n1,0.5\n"),
+    "words": ("metrics.csv", b"step,train/loss\n1,low\n"),
+    "images": ("test_images.csv", b"\xff\xfe\x00id,dice\n"),
+    "other columns": ("test_images.csv", b"a,b\n1,2\n"),
+    "config": ("config.yaml", b"\x00\xff"),
+}
+
+
+def test_runs_with_damaged_files_are_named_and_the_others_reported(
+    make_run, make_config, tmp_path, capsys
+):
+    for seed in range(2):
+        write_config(make_run("student", f"t{seed}", 0.8), seed=seed)
+    for name, (file, content) in DAMAGE.items():
+        path = make_run("student", name, 0.9) / file
+        if not isinstance(content, bytes):
+            content = json.dumps(content(json.loads(path.read_text()))).encode()
+        path.write_bytes(content)
+    broken = tmp_path / "runs" / "benchmark" / "b" / "benchmark.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"threads": 2, "device": "cpu", "networks": [{"mask_s": "fast"}]}')
+    text, _ = write(make_config, tmp_path)
+    assert [row[1] for row in table(text, "Runs")] == ["t1", "t0"]
+    lines = capsys.readouterr().out.splitlines()
+    for name, (file, _) in DAMAGE.items():
+        (line,) = (line for line in lines if str(tmp_path / "runs" / "student" / name) in line)
+        assert file in line
+    assert sum(str(broken) in line for line in lines) == 1
+
+
+def test_names_of_runs_stand_as_they_are(make_run, make_config, tmp_path, capsys):
+    places = [("[", "b]"), *(("student", n) for n in ("[v2]", r"$\foo$", "\x1b[31m", "a\udcffb"))]
+    for experiment, name in places:
+        folder = make_run(experiment, name, 0.8)
+        (folder / "metrics.csv").write_text("step,train/loss,val/dice\n1,0.5,0.1\n2,0.25,0.2\n")
+    text, page = write(make_config, tmp_path)
+    names = {row[1] for row in table(text, "Runs")}
+    assert names == {"b]", "[v2]", r"$\foo$", r"\x1b[31m", r"a\xffb"}
+    assert "\x1b" not in page + text + capsys.readouterr().out
+    (tmp_path / "runs" / "[" / "b]" / "results.json").write_text("{half")
+    write(make_config, tmp_path)
+    assert "runs/[/b]/results.json" in capsys.readouterr().out
+
+
+def test_a_folder_of_debug_runs_names_the_key(make_run, make_config, tmp_path):
+    make_run("tried", "t1", 0.9, debug=True)
+    with pytest.raises(UserError, match="debug_runs=true"):
+        write(make_config, tmp_path)
+    assert "tried" in write(make_config, tmp_path, "debug_runs=true")[0]

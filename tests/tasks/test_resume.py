@@ -5,6 +5,7 @@ import yaml
 
 from common.errors import UserError
 from common.runs import write_results
+from tasks.configuration import set_value
 from tasks.resume import check_same_data, goes_on, resumed_config, run_folder
 
 
@@ -153,7 +154,12 @@ def test_the_data_may_lie_elsewhere(make_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("a: [", "cannot be read"), ("task: test", "is no training run")],
+    [
+        (None, "cannot be read"),
+        ("a: [", "cannot be read"),
+        ("a: 2026-13-45", "cannot be read"),
+        ("task: test", "is no training run"),
+    ],
 )
 def test_a_folder_without_a_usable_config_is_refused(stopped, make_config, content, message):
     (stopped / "config.yaml").unlink()
@@ -193,3 +199,74 @@ def test_a_run_is_refused_where_nothing_can_be_written(tmp_path):
     (tmp_path / "runs").touch()
     with pytest.raises(UserError, match=r"choose another place with paths\.runs"):
         run_folder(None, str(tmp_path / "runs"), "a", "now")
+
+
+EVIL = {"_target_": "sympy.sympify", "a": "print(1)"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("callbacks.zz", EVIL, r"callbacks\.zz\._target_=sympy\.sympify"),
+        ("logger.zz", EVIL, r"logger\.zz\._target_=sympy\.sympify"),
+        ("trainer._target_", "os.system", r"trainer\._target_=os\.system"),
+        ("trainer.strategy", EVIL, r"trainer\.strategy\._target_=sympy"),
+        ("trainer.plugins", [1, {"a": EVIL}], r"trainer\.plugins\[1\]\.a\._target_=sympy"),
+        ("callbacks.ema.beta", EVIL, r"callbacks\.ema\.beta\._target_=sympy"),
+        ("callbacks.ema._target_", {"a": 1}, r"callbacks\.ema\._target_="),
+        (
+            "callbacks.zz",
+            {"_target_": "lightning.pytorch.callbacks.model_checkpoint.os.system"},
+            r"callbacks\.zz\._target_=lightning\.",
+        ),
+        ("callbacks.zz", {"_target_": "lightning.pytorch.callbacks.timer"}, r"callbacks\.zz"),
+        (
+            "callbacks.ema.beta",
+            "${oc.decode:'{_target_: sympy.sympify, a: print(1)}'}",
+            r"callbacks\.ema\.beta",
+        ),
+    ],
+)
+def test_a_stored_config_runs_no_foreign_code(stopped, make_config, key, value, named):
+    path = stopped / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    set_value(stored, key, value)
+    path.write_text(yaml.safe_dump(stored))
+    with pytest.raises(UserError, match=named):
+        resumed_config(make_config(f"resume={stopped}"))
+
+
+def test_classes_of_lightning_and_those_of_the_command_line_are_used(stopped, make_config):
+    path = stopped / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    stored["callbacks"]["rate"] = {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    stored["callbacks"]["mine"] = {"_target_": "my_package.Mine"}
+    path.write_text(yaml.safe_dump(stored))
+    with pytest.raises(UserError, match=r"callbacks\.mine"):
+        resumed_config(make_config(f"resume={stopped}"))
+    given = "+callbacks.mine={_target_:my_package.Mine}"
+    callbacks = resumed_config(make_config(f"resume={stopped}", given))["callbacks"]
+    assert callbacks["mine"]["_target_"] == "my_package.Mine"
+    assert callbacks["rate"]["_target_"].endswith("LearningRateMonitor")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("callbacks", 3),
+        ("callbacks.ema", "x"),
+        ("trainer", []),
+        ("datamodule", None),
+        ("paths", "x"),
+        ("paths.run", 5),
+        ("run_name", None),
+        ("network", ""),
+    ],
+)
+def test_a_damaged_config_is_refused_by_its_key(stopped, make_config, key, value):
+    path = stopped / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    set_value(stored, key, value)
+    path.write_text(yaml.safe_dump(stored))
+    with pytest.raises(UserError, match=rf"config\.yaml.*{key}"):
+        resumed_config(make_config(f"resume={stopped}"))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.screen import print_results
+from tasks.screen import _CHOSEN as CHOSEN
+from tasks.screen import print_choices, print_results
 
 NETWORK = {"name": "N", "params": 1000, "gmac": 0.5}
 
@@ -49,3 +50,18 @@ def test_one_resolution_is_shown_alone(capsys, tmp_path, scores, expected):
     lines = printed(capsys, tmp_path, test=scores)
     assert row(lines, "network")[-len(expected) :] == expected
     assert row(lines, "Otsu's")[-1] == "0.2500"
+
+
+def test_names_from_outside_stand_as_they_are(capsys, tmp_path):
+    lines = printed(
+        capsys,
+        tmp_path / "[/b]",
+        test={"test/dice": 0.5, "test/recall/[red]": 0.25},
+        experiment="[/b]:smile:",
+    )
+    words = [word for line in lines for word in line]
+    assert "[/b]:smile::" in words
+    assert row(lines, "[red]") == ["[red]", "0.2500"]
+    assert "".join(words).count("[/b]") == 2
+    print_choices({"network": {}, **{key: {1: 2} for key in CHOSEN}}, dict.fromkeys(CHOSEN, "[/b]"))
+    assert "datamodule=[/b]" in capsys.readouterr().out

@@ -291,7 +291,7 @@ def search(tmp_path):
             "teacher": {"checkpoint": None, "experiment": "demo_unet_teacher", **teacher},
         }
         datamodule = Folder(root=root, cache=tmp_path, image_size=16, batch_size=4)
-        return find_teachers(config, datamodule.find_parts())
+        return find_teachers(config, datamodule.find_parts)
 
     return find
 

@@ -111,7 +111,7 @@ def test_the_tables_are_written_and_printed(trained, capsys):
 
 @pytest.fixture
 def folds(tmp_path):
-    """Writes the runs of a cross-validation: four images, of which each of two folds tests two."""
+    """Writes the runs of a cross-validation: each of two folds tests two of four images."""
 
     def write(*seeds):
         jobs = []
@@ -371,3 +371,28 @@ def test_too_few_images_for_the_folds_are_refused_before_the_first_job(multirun)
     with pytest.raises(UserError, match="cross_validation=7 .* 6 images in 6 groups"):
         check(7)
     check(7, "datamodule.num_samples=6,20")  # Each job knows its own data.
+
+
+def test_damaged_files_of_jobs_are_named_and_the_others_shown(trained, tmp_path, capsys):
+    runs = trained((0.5, 0.6), (0.6, 0.7), (0.7, 0.8))
+    (runs / "x/0/results.json").write_text('{"schema": 1, "best": 3}')
+    (runs / "x/1/test_images.csv").write_text("id,dice\ni0,0.5\n")
+    (runs / "x/2/test_images.csv").write_bytes(b"\x89\x00\xff")
+    folder = runs / "multirun" / "now"
+    (folder / "jobs").mkdir(parents=True)
+    for num in range(3):
+        record = job(num, f"a={num // 2}", f"datamodule.fold={num}")
+        (folder / "jobs" / f"{num}.json").write_text(json.dumps(record))
+    for num, content in enumerate(("[1]", "3", '{"num": 1}', "{half"), 3):
+        (folder / "jobs" / f"{num}.json").write_text(content)
+    jobs = sweep.read_jobs(folder)
+    assert [record["num"] for record in jobs] == [0, 1, 2]
+    sweep_table.write_tables(folder, jobs)
+    sweep_table.print_table(folder, jobs)
+    out = capsys.readouterr().out
+    assert out.count(str(runs / "x/0/results.json")) == 1
+    assert out.count(f"skipped: {runs / 'x/2/test_images.csv'}") == 2, "both of its tables lack it"
+    text = (folder / "table.md").read_text()
+    assert "0.7000" in text
+    assert "0.8000" in text
+    assert "i0" in (folder / "cross_validation.csv").read_text()

@@ -1,5 +1,6 @@
 """A teacher's probability, computed once for every image."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,25 @@ def test_maps_are_computed_once_for_each_teacher_and_sampler(prepare, monkeypatc
         attach_teacher(*again)
     assert len(cached(datamodule)) == 4
     assert not list(datamodule.cache_root.glob(".*")), "nothing half-written"
+
+
+def test_damaged_maps_are_computed_again(prepare, monkeypatch):
+    _, teacher, datamodule, config = prepare()
+    again = (teacher, datamodule, config, CPU)
+    attach_teacher(*again)
+    expected = {path: path.read_bytes() for path in cached(datamodule)}
+    for path, whole in expected.items():
+        for content in (b"", whole[:-1], bytes(len(whole)), whole + b"1"):
+            path.unlink()  # What is open stays readable.
+            path.write_bytes(content)
+            attach_teacher(*again)
+            assert {path: path.read_bytes() for path in cached(datamodule)} == expected
+    cached(datamodule)[0].unlink()
+    usage = shutil._ntuple_diskusage(1000, 0, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"1\.0 kB free and the teacher's .*paths\.cache="):
+        attach_teacher(*again)
+    assert len(cached(datamodule)) == 1
 
 
 def test_the_mean_of_several_teachers_is_kept(prepare, make_checkpoint):

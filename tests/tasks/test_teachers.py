@@ -209,7 +209,21 @@ def test_a_fold_of_a_student_finds_the_teacher_of_that_fold(config):
         teachers.append(write_run(config, f"2026-01-0{fold}"))
         write_split(teachers[-1].parents[1] / "splits.csv", parts[-1])
     config["datamodule"] |= {"folds": 3, "fold": 0}
-    assert [find_teachers(config, own) for own in parts] == [[path] for path in teachers]
+    assert [find_teachers(config, lambda own=own: own) for own in parts] == [
+        [path] for path in teachers
+    ]
     teachers[0].unlink()
     with pytest.raises(UserError, match="cross_validation=3"):
-        find_teachers(config, parts[0])
+        find_teachers(config, lambda: parts[0])
+
+
+def test_damaged_runs_are_named_and_an_older_one_is_taken(config, capsys):
+    sound = write_run(config, "2026-01-01")
+    damaged = [
+        write_run(config, f"2026-01-0{day}", **changes).parent.parent
+        for day, changes in ((2, {"data": 3}), (3, {"test": {"test/dice": "good"}}), (4, {}))
+    ]
+    (damaged[2] / "config.yaml").write_bytes(b"\x00\xff")
+    assert find_teachers(config) == [sound]
+    out = capsys.readouterr().out
+    assert [out.count(str(folder)) for folder in damaged] == [1, 1, 1]

@@ -1,7 +1,9 @@
 """The table of losses and scores, also of a run that goes on."""
 
+import pytest
 import torch
 
+from common.errors import UserError
 from lightning_modules.callbacks import MetricsFile
 
 
@@ -65,3 +67,13 @@ def test_a_run_without_a_table_starts_one(tmp_path):
     logger.log_metrics({"train/loss": 1.0}, step=5)
     logger.write()
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n5,1.0\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x89\x00\xff", b"a,b\n1,2\n", b"step,a\nx,1\n", b"step,a\n1,2,3\n", b"a,step\n1\n"],
+)
+def test_a_damaged_file_is_named_when_a_run_goes_on(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged"):
+        MetricsFile(tmp_path).restore(3, validated=True)
