@@ -54,6 +54,8 @@ def dispatch(config: DictConfig) -> float | None:
         # Only an empty folder can be removed; another process may have been first.
         with contextlib.suppress(OSError):
             folder.rmdir()
+            if folder.parent.parent == Path(config.paths.runs):
+                folder.parent.rmdir()
 
 
 def main() -> None:
