@@ -125,7 +125,8 @@ def test_a_failing_job_is_reported_and_the_others_go_on(run, tmp_path):
     assert len(list((tmp_path / "runs/demo_teacher").iterdir())) == 2
     (folder,) = (tmp_path / "runs/sweeps").iterdir()
     table = (folder / "table.md").read_text().splitlines()
-    assert table[0].startswith("| lightning_module.optimizer.lr | jobs | best val/dice | test/dice")
+    heads = "| lightning_module.optimizer.lr | jobs | best val/dice | test/native_dice | test/dice |"
+    assert table[0].startswith(heads)
     assert table[2].startswith("| 0.001 | 2 | ")
     assert " ± " in table[2]
     assert table[3].startswith("| -1 | 0 of 2 |")
@@ -174,7 +175,7 @@ def test_a_cross_validation_tests_every_image_once_and_predicts_with_all_folds(r
         own = [float(row["dice"]) for row in images if row["fold"] == str(fold)]
         assert done["data"]["n_test"] == len(own)
         assert done["test"]["test/dice"] == pytest.approx(sum(own) / len(own))
-    mean = sum(float(row["dice"]) for row in images) / 40
+    mean = sum(float(row["native_dice"]) for row in images) / 40
     assert f"| 3 | 40 | {mean:.4f} (" in (folder / "table.md").read_text()
     run("-m", *sweep, "skip_finished=true")
     assert jobs(tmp_path / "runs") == records, "nothing was trained again"

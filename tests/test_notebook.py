@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "notebooks" / "quickstart.ipynb"
 TEACHER_OF = {"demo_efkd": "demo_teacher", "demo_unet_kd": "demo_unet_teacher"}
 SHORT = (
-    "datamodule.num_samples=20",
     "datamodule.image_size=16",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
+    *(f"trainer.limit_{part}_batches=2" for part in ("train", "val", "test")),
 )
 
 
