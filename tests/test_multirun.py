@@ -125,8 +125,8 @@ def test_a_failing_job_is_reported_and_the_others_go_on(run, tmp_path):
     assert len(list((tmp_path / "runs/demo_teacher").iterdir())) == 2
     (folder,) = (tmp_path / "runs/sweeps").iterdir()
     table = (folder / "table.md").read_text().splitlines()
-    heads = "| lightning_module.optimizer.lr | jobs | best val/dice | test/native_dice | test/dice |"
-    assert table[0].startswith(heads)
+    head = "| lightning_module.optimizer.lr | jobs | best val/dice | test/native_dice | test/dice |"
+    assert table[0].startswith(head)
     assert table[2].startswith("| 0.001 | 2 | ")
     assert " ± " in table[2]
     assert table[3].startswith("| -1 | 0 of 2 |")
