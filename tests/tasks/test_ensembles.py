@@ -26,6 +26,7 @@ def multirun(tmp_path):
         (folder / "jobs").mkdir(parents=True)
         for num, (overrides, status) in enumerate(jobs):
             record = {"num": num, "overrides": overrides, "status": status, "folder": f"x/{num}"}
+            record |= {"reason": None, "seconds": None}
             (folder / "jobs" / f"{num:04d}.json").write_text(json.dumps(record))
         return str(folder)
 
