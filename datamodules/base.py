@@ -1,6 +1,7 @@
 """What every dataset shares: split, cache, loaders."""
 
 import signal
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -443,7 +444,14 @@ def prepare_process(worker: int) -> None:
     _limit_threads()
     for signum in (signal.SIGINT, *WARNINGS):
         signal.signal(signum, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
+    signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(*_: Any) -> None:
+    # Where the training process has ended, handing over a batch fails in a thread, which then
+    # prints a traceback of no use to anyone.
+    sys.excepthook = lambda *_: None
+    signal.alarm(SECONDS_AFTER_SIGTERM)
 
 
 def _limit_threads() -> None:
