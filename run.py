@@ -54,7 +54,7 @@ def dispatch(config: DictConfig) -> float | None:
         # Only an empty folder can be removed; another process may have been first.
         with contextlib.suppress(OSError):
             folder.rmdir()
-            if folder.parent.parent == Path(config.paths.runs):
+            if folder.parent.parent.resolve() == Path(config.paths.runs).resolve():
                 folder.parent.rmdir()
 
 

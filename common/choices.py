@@ -84,7 +84,13 @@ def explain_key(key: str, conf: Path) -> str:
     """
     if key in _RENAMED:
         return f"{key} is now {_RENAMED[key]}"
-    owners = _keys(conf)
+    owners, empty, targets = _keys(conf)
+    above = next((part for part in empty if key.startswith(f"{part}.")), None)
+    if above and (key in owners or not any(other.startswith(f"{above}.") for other in owners)):
+        rest = key.removeprefix(f"{above}.")
+        if above in targets:
+            rest = f"_target_:{targets[above]},{rest}"
+        return f"{key} has no place while {above} is null; give {above}={{{rest}:<value>}} whole"
     if owners.get(key):
         return f"{key} belongs to another choice, such as {owners[key]}"
     alike = [other for other in owners if ("." in other) == ("." in key)]
@@ -123,10 +129,17 @@ def _refusal(group: str, name: str, options: Sequence[str]) -> str:
     return f"{group}={name} does not exist{nearest}. Choose one of {', '.join(options)}."
 
 
-def _keys(conf: Path) -> dict[str, str]:
-    """Return every dotted key of the configs with a choice that has it, empty for all of them."""
+def _keys(conf: Path) -> tuple[dict[str, str], set[str], dict[str, str]]:
+    """Return every dotted key of the configs with a choice that has it, which may be null, classes.
+
+    The choice is empty where all choices have the key; one of the key's own group comes before an
+    experiment. A class is the `_target_` under a key.
+    """
     owners = {path.name: "" for path in conf.iterdir() if path.is_dir()}
-    for path in sorted(conf.rglob("*.yaml")):
+    empty: set[str] = set()
+    targets: dict[str, str] = {}
+    paths = sorted(conf.rglob("*.yaml"), key=lambda path: ("experiment" in path.parts, path))
+    for path in paths:
         text = path.read_text(encoding="utf-8")
         group = path.relative_to(conf).parent.as_posix()
         prefix = "" if group == "." or "@package _global_" in text[:40] else group.replace("/", ".")
@@ -134,16 +147,20 @@ def _keys(conf: Path) -> dict[str, str]:
         if group == "." or path.name.startswith("_"):
             owner = ""
         content = yaml.safe_load(text)
-        for key in _flat(content if isinstance(content, dict) else {}, prefix):
+        for key, value in _flat(content if isinstance(content, dict) else {}, prefix):
             owners[key] = owners.get(key) or owner
-    return owners
+            if value is None:
+                empty.add(key)
+            if key.endswith("._target_"):
+                targets[key.removesuffix("._target_")] = value
+    return owners, empty, targets
 
 
-def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in content.items():
         if name == "defaults":
             continue
         key = f"{prefix}.{name}" if prefix else str(name)
-        yield key
+        yield key, value
         if isinstance(value, dict):
             yield from _flat(value, key)

@@ -18,6 +18,8 @@ _PATHS = (
 )
 # Those that may be lists.
 _LISTS = ("checkpoint", "runs", "teacher.checkpoint")
+# Those that may be true or false too.
+_SWITCHES = ("datamodule.table",)
 _SWEEPS = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 
@@ -37,6 +39,10 @@ def quoted(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, sign, value = argument.partition("=")
         name = key.lstrip("+")
+        switch = name in _SWITCHES and value.lower() in ("true", "false")
+        if switch and not os.path.lexists(value):
+            result.append(argument)
+            continue
         if sign and value and (name in _PATHS or name.startswith("paths.")):
             argument = f"{key}={_quoted(value, name in _LISTS, sweeps)}"
         result.append(argument)
@@ -48,10 +54,14 @@ def multirun(arguments: Sequence[str]) -> bool:
     modes = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("hydra.mode=")]
     if modes:
         return modes[-1].upper() == "MULTIRUN"
-    # A file of the group `sweep` makes a multirun of its command.
+    # A file of the group `sweep` makes a multirun of its command, and so does a cross-validation.
     swept = [a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweep=")]
     flags = {"-m", "--multirun"}.intersection(arguments)
-    return bool(flags) or swept[-1:] not in ([], ["null"])
+    crossed = [a.partition("=")[2] for a in arguments if a.startswith("cross_validation=")]
+    folds = crossed[-1:] not in ([], ["null"]) and not any(
+        a.lstrip("+").startswith("datamodule.fold=") for a in arguments
+    )
+    return bool(flags) or swept[-1:] not in ([], ["null"]) or folds
 
 
 def hydra_string(text: str) -> str:

@@ -17,8 +17,10 @@ from common.text import printable, skip
 __all__ = [
     "NATIVE",
     "RESULTS_SCHEMA",
+    "class_sensitivities",
     "dataset_label",
     "find_runs",
+    "is_class_sensitivity",
     "load_config",
     "load_results",
     "main_score",
@@ -109,7 +111,7 @@ def load_results(folder: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Return the `results.json` of a run folder.
 
     Scores of a test at native resolution alone have native names, also where an earlier version
-    gave them plain ones. Numbers that are not finite are null, and intervals with one are left out.
+    gave them plain ones. Numbers that are not finite are null; intervals of two nulls are left out.
 
     Args:
         folder: of the run.
@@ -275,7 +277,8 @@ def run_label(
     if experiment is None:
         return f"{lightning_module}-{dataset}"
     chosen = "datamodule" in given or "datamodule.root" in given
-    if not chosen or experiment.endswith(f"_{dataset}"):
+    named = datamodule not in _OWN_DATA and experiment.endswith(f"_{dataset}")
+    if not chosen or named:
         return experiment
     return f"{experiment}-{dataset}"
 
@@ -295,6 +298,16 @@ def main_scores(results: Mapping[str, Any]) -> dict[str, float | None]:
 def main_score(results: Mapping[str, Any]) -> tuple[str, float | None]:
     """Return the name and the value of the first of `main_scores`."""
     return next(iter(main_scores(results).items()))
+
+
+def class_sensitivities(test: Mapping[str, Any]) -> list[str]:
+    """Return the names of the sensitivities for one class among the scores of a test."""
+    return [name for key in test if is_class_sensitivity(name := key.removeprefix("test/"))]
+
+
+def is_class_sensitivity(name: str) -> bool:
+    """Tell whether a score is the sensitivity for one class, such as `mel_sensitivity`."""
+    return name.endswith("_sensitivity") and "pooled_" not in name
 
 
 def native_first(names: Iterable[str]) -> list[str]:

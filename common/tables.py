@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from common.files import write_text_atomic
+from common.text import cell
 
 __all__ = ["gather_rows", "write_rows"]
 
@@ -23,9 +24,10 @@ def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the same keys as a CSV with a header."""
+    """Write rows with the same keys as a CSV with a header; texts are as `cell` makes them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({k: cell(v) if isinstance(v, str) else v for k, v in row.items()})
     write_text_atomic(path, text.getvalue())

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["cell", "plain_text", "printable", "say", "skip"]
+__all__ = ["cell", "from_cell", "plain_text", "printable", "say", "skip"]
 
 # A spreadsheet runs a cell that begins with one of these as a formula.
 _FORMULA = ("=", "+", "-", "@")
@@ -23,9 +23,28 @@ def printable(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Return text for a table: printable, and after an apostrophe where it looks like a formula."""
+    """Return text for a table: printable, and after an apostrophe where it looks like a formula.
+
+    Numbers are none.
+    """
     shown = printable(text)
-    return f"'{shown}" if shown.startswith(_FORMULA) else shown
+    return f"'{shown}" if _is_formula(shown) else shown
+
+
+def from_cell(text: str) -> str:
+    """Return the printable text that `cell` made a cell of."""
+    return text[1:] if text.startswith("'") and _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    # After apostrophes too, so that the one of `cell` can be told from those of a text.
+    if not text.lstrip("'").startswith(_FORMULA):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def plain_text(text: str | Path) -> Text:

@@ -105,7 +105,7 @@ class CachedDataModule(L.LightningDataModule):
         cache: str | Path,
         image_size: int,
         batch_size: int,
-        root: str | Path = ".",
+        root: str | Path | None = None,
         num_workers: int = 0,
         split: str | None = None,
         split_file: str | Path | None = None,
@@ -146,6 +146,11 @@ class CachedDataModule(L.LightningDataModule):
                 "of 0 to folds - 1. cross_validation=<number of folds> on the command line runs "
                 "all of them."
             )
+        if folds is not None and split == ALL:
+            raise UserError(
+                f"datamodule.split={ALL} tests every image, and a cross-validation of {folds} "
+                "folds divides them; leave one of them out."
+            )
         if folds is not None and split_file is not None:
             raise UserError(
                 f"datamodule.split_file={split_file} and a cross-validation of {folds} folds both "
@@ -171,7 +176,7 @@ class CachedDataModule(L.LightningDataModule):
                 "datamodule.letterbox=true keeps the proportions; set datamodule.mask_resize=area "
                 "or soft, or leave the letterbox out."
             )
-        self.root = Path(root)
+        self.root = Path(root or ".")
         self.cache_root = Path(cache)
         self.image_size = image_size
         self.batch_size = batch_size

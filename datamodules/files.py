@@ -1,6 +1,5 @@
 """Files of images and masks in folders, matched by id, and what is wrong with them."""
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.text import printable
 from datamodules.decoding import read_header, read_image, read_mask
 from datamodules.problems import BadFileError, Problem
 
@@ -22,7 +22,6 @@ __all__ = [
     "masks_by_id",
     "merge_masks",
     "pair_files",
-    "printable",
     "unpaired",
     "visible_files",
 ]
@@ -241,7 +240,7 @@ def visible_files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith(HIDDEN))
     except OSError as error:
         raise UserError(
-            f"The folder {printable(folder)} cannot be read ({error.strerror}); give yourself "
+            f"The folder {printable(str(folder))} cannot be read ({error.strerror}); give yourself "
             "the right to read it, or choose another."
         ) from error
 
@@ -294,12 +293,7 @@ def _file_problem(path: Path) -> Problem | None:
         kind, why, fix = "no regular file", "is no regular file", "remove"
         if path.is_symlink() and not path.exists():
             kind, why, fix = "broken link", "is a link to nothing", "restore its target or remove"
-    return Problem(kind, path, f"The file {printable(path)} {why}; {fix} it.")
-
-
-def printable(path: Path) -> str:
-    """Return a path with the bytes that are not UTF-8 written as `\\xff`."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    return Problem(kind, path, f"The file {printable(str(path))} {why}; {fix} it.")
 
 
 def images_by_id(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.text import printable
 from datamodules.cache import Sample
 from datamodules.files import (
     IMAGE_SUFFIXES,
@@ -13,7 +14,6 @@ from datamodules.files import (
     Listing,
     images_by_id,
     masks_by_id,
-    printable,
     unpaired,
     visible_files,
 )
@@ -252,8 +252,9 @@ def _part_folders(folder: Path, besides: Sequence[str] = ()) -> dict[str, Path]:
     found = {part: found[part] for part in PARTS if part in found}
     if found and others:
         known = "; ".join(", ".join(names) for names in PART_FOLDERS.values())
+        first = next(iter(found.values())).name
         raise UserError(
-            f"The folder {printable(others[0])} beside {next(iter(found.values())).name}/ is none "
+            f"The folder {printable(str(others[0]))} beside {first}/ is none "
             f"of the parts {known}; rename it, or move it out of {folder}."
         )
     return found

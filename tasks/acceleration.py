@@ -84,6 +84,20 @@ def accelerate_teacher(teacher: FrozenTeacher, settings: Mapping[str, Any]) -> N
             member.network.compile()
 
 
+def resumed_batch(batch_size: int, rule: str, earlier: Mapping[str, Any] | None) -> int:
+    """Return the batch size with which a run goes on: that of its steps until now.
+
+    In earlier versions each process had `datamodule.batch_size` images under every rule.
+
+    Args:
+        batch_size, rule: of the run's config.
+        earlier: what `plan_batch` returned when it was started, if that is known.
+    """
+    if not earlier or rule != "none" or earlier.get("per_process") != batch_size:
+        return batch_size
+    return batch_size * earlier["processes"]
+
+
 def plan_batch(
     module: L.LightningModule, rule: str, batch_size: int, processes: int, accumulate: int
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.files import atomic_path
 from common.pictures import draw_outlines, enlarge, stretch, tile
 from common.runs import load_config, read_results
+from common.text import printable
 from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
 from tasks.inference import accelerate
@@ -73,13 +74,14 @@ def predict_cases(folder: Path, ids: Sequence[str]) -> list[dict[str, np.ndarray
     datamodule.prepare_data()
     datamodule.setup()
     images = datamodule.datasets["test"]
-    places = {name: place for place, name in enumerate(images.ids)}
+    # Tables have them so.
+    places = {printable(name): place for place, name in enumerate(images.ids)}
     cases = []
     for name in ids:
         if name not in places:
             raise UserError(f"{folder} has no test image {name}; test the run again.")
         item = images.plain(places[name])
-        batch = {"image": item["image"][None], "id": [name]}
+        batch = {"image": item["image"][None], "id": [images.ids[places[name]]]}
         probability = module.predict(batch)["probability"][0, 0]
         cases.append(
             {

@@ -100,6 +100,10 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
         if f"datamodule.{name}" not in given and name in trained_data:
             data[name] = trained_data[name]
     _keep_classes(data, trained, given)
+    # Folds are those of the images that the checkpoint was cross-validated on.
+    own = {f"datamodule.{name}" for name in ("root", "split", "split_file", "table")}
+    if own & set(given) and not {"datamodule.fold", "cross_validation"} & set(given):
+        data["folds"] = data["fold"] = None
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])

@@ -16,6 +16,7 @@ from tasks.acceleration import (
     accelerate_training,
     check_fused,
     plan_batch,
+    resumed_batch,
 )
 from tasks.build import (
     build_datamodule,
@@ -71,6 +72,9 @@ def run(config: dict[str, Any]) -> None:
         teacher, description = load_teacher(config, datamodule.find_parts)
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
+    earlier = (read_results(folder) or {}) if resuming else {}
+    size, rule = config["datamodule"]["batch_size"], config["training"]["scale_lr"]
+    config["datamodule"]["batch_size"] = resumed_batch(size, rule, earlier.get("batch"))
     network = build_network(config["network"], pretrained=not resuming)
     module = build_module(config, network, teacher)
     if getattr(module, "wants_views", False) and not config["datamodule"]["views"]:
@@ -117,7 +121,6 @@ def run(config: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             remove_leftovers(folder)
 
-    earlier = read_results(folder) or {}
     record = RunRecord(config, network, module, datamodule, writes=trainer.is_global_zero)
     record.results["batch"] = batch
     if description:

@@ -5,7 +5,7 @@ import html
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,15 @@ import matplotlib
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table, markdown_table, plot_label
-from common.runs import NATIVE, find_runs, load_config, main_score, mask_gmac, name_runs
+from common.runs import (
+    NATIVE,
+    class_sensitivities,
+    find_runs,
+    load_config,
+    main_score,
+    mask_gmac,
+    name_runs,
+)
 from common.text import printable, say, skip
 from lightning_modules.callbacks.pictures import CASES
 from tasks.report_methods import (
@@ -104,7 +112,6 @@ DIAGNOSES = Kind(
         ("AUC", "auc", 4),
         ("average precision", "average_precision", 4),
         ("F1", "f1", 4),
-        ("melanoma found", "mel_sensitivity", 4),
         ("calibration error", "calibration_error", 4),
     ),
     {name: f"figures/{name}.png" for name in ("confusion_matrix", "roc", "reliability")},
@@ -151,6 +158,11 @@ def run(config: dict[str, Any]) -> None:
         chosen = [run for run in runs if main_score(run[1])[0] in kind.scores]
         if not chosen:
             continue
+        found = {
+            name: None for _, results in chosen for name in class_sensitivities(results["test"])
+        }
+        extra = ((f"{n.removesuffix('_sensitivity')} found", n, 4) for n in found)
+        kind = replace(kind, columns=(*kind.columns, *extra))
         column = _shared_column(kind, chosen)
         chosen.sort(key=lambda run: -(_value(run, column[1]) or main_score(run[1])[1] or 0.0))
         scores = [heading for heading, *_ in kind.columns]

@@ -81,11 +81,11 @@ def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) 
         refuse_read_only(Path(resume))
         return resume
     given, names = given_keys(), ["*"]
-    if "datamodule" in given or "datamodule.root" in given:
-        names = [experiment]
-    elif "experiment" in given:
+    if "experiment" in given and not {"datamodule", "datamodule.root"} & set(given):
         # On whatever data it was.
         names = [experiment, f"{experiment}-*"]
+    elif not all(_is_free(key) or key in _FOUND for key in given):
+        names = [experiment]
     patterns = [f"{name}/*" for name in names]
     found = [p for name in patterns for p in runs.glob(name) if last_checkpoint(p).is_file()]
     if not found:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from common.errors import UserError
 from common.runs import NATIVE, load_config, read_results
+from common.text import from_cell
 from lightning_modules.metrics import classification_scores, positive_class
 
 __all__ = [
@@ -89,7 +90,7 @@ def read_predictions(folder: Path) -> Predictions:
             rows = list(table)
             classes = tuple(name for name in _columns(table) if name not in FIXED_COLUMNS)
         return Predictions(
-            [row["id"] for row in rows],
+            [from_cell(row["id"]) for row in rows],
             np.array([classes.index(row["label"]) for row in rows]),
             np.array([[float(row[name]) for name in classes] for row in rows]),
             classes,
@@ -142,7 +143,7 @@ def read_images(folder: Path) -> dict[str, dict[str, float]]:
             table = csv.DictReader(file)
             plain = f"{NATIVE}dice" not in _columns(table)
             images = {
-                row["id"]: {k: float(v) for k, v in row.items() if k not in _NOT_SCORES}
+                from_cell(row["id"]): {k: float(v) for k, v in row.items() if k not in _NOT_SCORES}
                 for row in table
             }
     except _DAMAGE as error:

@@ -14,9 +14,15 @@ from rich.table import Table
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import markdown_table
-from common.runs import NATIVE, main_scores, read_results
+from common.runs import (
+    NATIVE,
+    class_sensitivities,
+    is_class_sensitivity,
+    main_scores,
+    read_results,
+)
 from common.tables import write_rows
-from common.text import plain_text, say, skip
+from common.text import from_cell, plain_text, say, skip
 from tasks.configuration import split_override
 from tasks.statistics import pooled_scores
 
@@ -24,7 +30,7 @@ __all__ = ["FOLD", "REPEATED", "SEED", "Line", "print_table", "summarise", "writ
 
 # Beside the score by which jobs are ordered and the main ones of the test, where a run has them; at
 # the size of the original masks where it has that.
-_SHOWN = ("hd95", "boundary_f1", "auc", "mel_sensitivity")
+_SHOWN = ("hd95", "boundary_f1", "auc")
 SEED, FOLD = "seed", "datamodule.fold"
 # Keys in which the runs of one setting may differ.
 REPEATED = (SEED, FOLD)
@@ -54,7 +60,7 @@ class Line:
         best, test = results.get("best") or {}, results.get("test") or {}
         found = {f"best {best.get('monitor')}": best.get("score")}
         found |= {f"test/{name}": score for name, score in main_scores(results).items()}
-        for name in _SHOWN:
+        for name in (*_SHOWN, *class_sensitivities(test)):
             native = f"test/{NATIVE}{name}"
             key = native if native in test else f"test/{name}"
             found[key] = test.get(key)
@@ -184,7 +190,9 @@ def print_table(folder: Path, jobs: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         main = ("folds", "images", "dice", "iou", "balanced_accuracy", *_SHOWN)
         kept = [
-            n for n, name in enumerate(header) if n < varied or name.removeprefix("native_") in main
+            n
+            for n, name in enumerate(header)
+            if n < varied or name.removeprefix(NATIVE) in main or is_class_sensitivity(name)
         ]
         header, *rows = ([cells[n] for n in kept] for cells in (header, *rows))
         _print("Test images of all folds; mean and 95 % interval", header, rows, varied)
@@ -252,13 +260,16 @@ def _write_images(path: Path, lines: Sequence[Line]) -> None:
                 images = images if images.is_file() else run / "test_images.csv"
                 try:
                     with images.open(newline="", encoding="utf-8") as file:
-                        own = [told | {"fold": fold} | row for row in csv.DictReader(file)]
+                        found = [
+                            {key: from_cell(text) for key, text in row.items()}
+                            for row in csv.DictReader(file)
+                        ]
                 except FileNotFoundError:
                     continue
                 except (OSError, ValueError, csv.Error) as error:
                     skip(f"{images} is damaged ({type(error).__name__}); test the run again.")
                     continue
-                rows += own
+                rows += [told | {"fold": fold} | row for row in found]
     if rows:
         columns = dict.fromkeys(key for row in rows for key in row)
         write_rows(path, [dict.fromkeys(columns, "") | row for row in rows])

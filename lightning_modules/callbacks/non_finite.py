@@ -6,10 +6,10 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor
 
 from common.errors import UserError, check_choice
+from common.text import say
 from lightning_modules.callbacks.monitor import gradient_norm
 
 __all__ = ["NonFinite"]
@@ -129,7 +129,7 @@ class NonFinite(L.Callback):
         pl_module.log(f"{part}/not_finite", float(undefined))
         ids = _of_all_processes(trainer, [self._undefined])
         if trainer.is_global_zero:
-            _say(_explain_predictions(part, ids, predicted))
+            say(_explain_predictions(part, ids, predicted))
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -137,7 +137,7 @@ class NonFinite(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.skipped and trainer.is_global_zero:
-            _say(
+            say(
                 f"{self.skipped} optimizer steps were left out, since their loss or gradient was "
                 f"not finite; the last one had the images {', '.join(self._skipped_ids)}."
             )
@@ -159,10 +159,6 @@ def _explain_predictions(part: str, ids: Sequence[str], predicted: int) -> str:
         f"({named}); they count as the worst in every score. If masks are sampled, "
         "sampler.clip_x0=true keeps every step within bounds."
     )
-
-
-def _say(text: str) -> None:
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 def _of_all_processes(trainer: L.Trainer, ids: Sequence[Sequence[str]]) -> list[str]:

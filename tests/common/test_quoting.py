@@ -62,7 +62,9 @@ def test_what_hydra_means_is_kept(argument, expected):
     assert read(argument) == expected
 
 
-@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN", "sweep=search"])
+@pytest.mark.parametrize(
+    "flag", ["-m", "--multirun", "hydra.mode=MULTIRUN", "sweep=search", "cross_validation=3"]
+)
 def test_commas_separate_the_values_of_a_multirun(flag):
     _, argument = quoted([flag, "checkpoint=a b.ckpt,c(1).ckpt,[d e,f],'g,h',${x:1,2}"])
     parts = [
@@ -75,9 +77,25 @@ def test_commas_separate_the_values_of_a_multirun(flag):
     assert quoted([flag, "checkpoint=choice(a,b)"])[1] == "checkpoint=choice(a,b)"
 
 
-def test_a_job_of_a_multirun_is_none():
-    for arguments in (["sweep=search", "input=a,b", "hydra.mode=RUN"], ["sweep=null", "input=a,b"]):
-        assert read(quoted(arguments)[1]) == "a,b"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep=search", "input=a,b", "hydra.mode=RUN"],
+        ["sweep=null", "input=a,b"],
+        ["cross_validation=2", "input=a,b", "datamodule.fold=0"],
+        ["cross_validation=null", "input=a,b"],
+    ],
+)
+def test_a_job_of_a_multirun_is_none(arguments):
+    assert read(quoted(arguments)[1]) == "a,b"
+
+
+@pytest.mark.parametrize(("value", "read_as"), [("false", False), ("True", True), ("a b", "a b")])
+def test_a_table_may_be_switched_off(value, read_as):
+    (argument,) = quoted([f"datamodule.table={value}"])
+    assert read(argument) == read_as
+    (argument,) = quoted(["input=false"])
+    assert read(argument) == "false"
 
 
 @pytest.mark.parametrize("name", ["[a,b]", "'x'", "a,b", "choice(a,b)", "${x}", "null"])

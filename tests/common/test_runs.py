@@ -95,6 +95,7 @@ def test_own_data_is_named_by_its_folder(datamodule, root, expected):
         ("demo_teacher", "synthetic", [], "demo_teacher"),
         (None, "synthetic", [], "diffusion-synthetic"),
         (None, "folder", ["datamodule.root"], "diffusion-clinic"),
+        ("teacher_clinic", "folder", ["datamodule.root"], "teacher_clinic-clinic"),
     ],
 )
 def test_a_run_on_chosen_data_is_named_by_it(experiment, datamodule, given, expected):

@@ -13,4 +13,6 @@ def test_rows_come_back(tmp_path):
             {"id": "a,b", "dice": "0.5"},
             {"id": 'c"d', "dice": "1"},
         ]
+    write_rows(tmp_path / "out" / "rows.csv", [{"id": "=cmd|calc", "dice": -0.5}])
+    assert (tmp_path / "out" / "rows.csv").read_text() == "id,dice\n'=cmd|calc,-0.5\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rows.csv"]

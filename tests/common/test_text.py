@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import exit_with
-from common.text import cell, plain_text, printable, say
+from common.text import cell, from_cell, plain_text, printable, say
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,16 @@ def test_control_characters_are_escaped(text, shown):
     printable(text).encode()
 
 
-@pytest.mark.parametrize("text", ["=cmd|calc", "+1", "-1+2", "@SUM(A1)"])
+@pytest.mark.parametrize("text", ["=cmd|calc", "+A1", "-1+2", "@SUM(A1)", "'=x"])
 def test_a_formula_is_no_cell(text):
     assert cell(text) == f"'{text}"
     assert cell(f"p1/{text}") == f"p1/{text}"
+    assert from_cell(cell(text)) == text
+
+
+@pytest.mark.parametrize("text", ["-0.5", "+1", "'x", "a'=b", ""])
+def test_other_text_is_a_cell_as_it_is(text):
+    assert cell(text) == from_cell(text) == text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Made-up images: deterministic, hard for a threshold, exact in their masks."""
 
 import numpy as np
+import pytest
 
+from common.errors import UserError
 from datamodules import Synthetic
 from datamodules.synthetic import synthesise_lesion
 
@@ -28,6 +30,11 @@ def test_lesions_are_plausible():
     # Lesions are darker than the skin around them, but not by much.
     contrast = [i[m == 1].mean() / i[m == 0].mean() for i, m in samples]
     assert 0.6 < np.median(contrast) < 1.05
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"datamodule.root=photos .* add datamodule=folder"):
+        Synthetic("photos", cache=tmp_path, image_size=8, batch_size=2)
 
 
 def test_splits_are_disjoint_and_the_seed_keeps_the_content(tmp_path):

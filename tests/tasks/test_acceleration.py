@@ -21,6 +21,7 @@ from tasks.acceleration import (
     accelerate_training,
     check_fused,
     plan_batch,
+    resumed_batch,
 )
 from tasks.screen import print_batch
 
@@ -177,6 +178,16 @@ def test_processes_share_the_batch(batch_size, processes, each, capsys):
     print_batch(plan, None, batch_size)
     remark = f"batch_size={batch_size} is no multiple of {processes} processes"
     assert (remark in capsys.readouterr().out) == (each * processes != batch_size)
+
+
+@pytest.mark.parametrize(
+    ("rule", "per_process", "processes", "expected"),
+    [("none", 4, 1, 4), ("none", 1, 4, 4), ("none", 4, 4, 16), ("linear", 4, 4, 4)],
+)
+def test_a_resumed_run_keeps_its_batch(rule, per_process, processes, expected):
+    earlier = {"per_process": per_process, "processes": processes}
+    assert resumed_batch(4, rule, earlier) == expected
+    assert resumed_batch(4, rule, None) == 4
 
 
 def test_an_unknown_rule_is_refused():

@@ -116,6 +116,17 @@ def test_masks_of_earlier_versions_stay_where_they_were(stored, expected):
     assert "soft_masks" not in data
 
 
+def test_folds_are_those_of_the_trained_data(make_config, trained):
+    trained["datamodule"] |= {"folds": 5, "fold": 2}
+    for override, folds in (
+        ("seed=1", 5),
+        ("datamodule.root=/other", None),
+        ("datamodule.split=all", None),
+    ):
+        given = make_config("task=test", "checkpoint=x", override)
+        assert checkpoint_config(given, trained)["datamodule"]["folds"] == folds
+
+
 @pytest.mark.parametrize(
     ("overrides", "label"),
     [

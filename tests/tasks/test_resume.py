@@ -57,6 +57,16 @@ def test_latest_is_of_the_dataset_that_is_given(make_config, tmp_path):
     assert run_folder("latest", str(tmp_path), "a", "x") == str(tmp_path / "a/2026-01-03")
 
 
+def test_latest_without_an_experiment_is_of_the_command(make_config, tmp_path):
+    make_runs(tmp_path, "segmentation-synthetic/2026-01-03", "a/2026-01-05")
+    make_config("lightning_module=segmentation", "trainer.max_epochs=2")
+    found = run_folder("latest", str(tmp_path), "segmentation-synthetic", "x")
+    assert found == str(tmp_path / "segmentation-synthetic/2026-01-03")
+    make_config("trainer.max_epochs=2", "logger=csv")
+    found = run_folder("latest", str(tmp_path), "diffusion-synthetic", "x")
+    assert found == str(tmp_path / "a/2026-01-05")
+
+
 def test_a_run_on_own_data_goes_on_without_naming_it(stopped, make_config):
     path = stopped / "config.yaml"
     chosen = ("experiment=demo_unet_teacher", "datamodule=folder", "datamodule.root=x/my clinic")
