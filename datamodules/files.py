@@ -14,6 +14,7 @@ from datamodules.decoding import read_header, read_image, read_mask
 from datamodules.problems import BadFileError, Problem
 
 __all__ = [
+    "HIDDEN",
     "IMAGE_SUFFIXES",
     "FileSample",
     "Listing",

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from datamodules.diagnosis_tables import (
     plain_name,
     read_diagnoses,
 )
-from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS, FileSample, Listing
-from datamodules.folder import MASK_SUFFIXES, SPLIT_FILE
+from datamodules.files import HIDDEN, IMAGE_SUFFIXES, SUPERPIXELS, FileSample, Listing
+from datamodules.folder import MASK_SUFFIXES, PART_FOLDERS, SPLIT_FILE
 from datamodules.problems import Problem
 from datamodules.splits import stratified_grouped_split
 from datamodules.tables import column_names, read_records
@@ -30,21 +30,13 @@ from datamodules.tables import column_names, read_records
 __all__ = ["FolderDiagnosis"]
 
 # In lower case, as they are compared.
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+PART_NAMES = {name: part for part, names in PART_FOLDERS.items() for name in names}
 IMAGES = "images"
 TABLES = ("labels.csv", "metadata.csv")
 # Columns of the tables of predictions, where each class has a column of its name.
 RESERVED = {
     *("id", "label", "predicted", "correct", "confidence"),
-    *("file", "name", "height", "width", "seconds", "error"),
+    *("file", "name", "height", "width", "seconds", "error", "remark", "settings"),
 }
 # Formulas of spreadsheets, and references to other values of a config.
 UNSAFE = re.compile(r"[=@]|[+-]\D|.*\$\{")
@@ -163,14 +155,14 @@ class FolderDiagnosis(ClassificationDataModule):
             raise UserError(f"The folder {self.root} does not exist; {self.hint}")
         folder = self.root / IMAGES if (self.root / IMAGES).is_dir() else self.root
         listing = Listing()
-        images = _find_images(folder, listing.problems)
+        images, masks = _find_images(folder, listing.problems)
         if not images:
             raise UserError(f"The folder {folder} has no photographs; {self.hint}")
         table = self._find_table()
         if table is None:
             found = self._list_folders(folder, images, listing.problems)
         else:
-            found = self._list_rows(table, folder, images, listing.problems)
+            found = self._list_rows(table, folder, images, masks, listing.problems)
         listing.samples = self._label(found, table or folder, listing.problems)
         return listing
 
@@ -182,7 +174,19 @@ class FolderDiagnosis(ClassificationDataModule):
             else:
                 known = any(sample.part is not None for sample in samples)
                 self.split = "official" if known else "lesion_grouped"
+        if self.split == "official" and self.split_file is None and self.folds is None:
+            self._refuse_loose(samples)
         return super().divide(samples)
+
+    def _refuse_loose(self, samples: Sequence[Sample]) -> None:
+        """Refuse photographs beside folders of parts, which would be in no part."""
+        loose = [sample for sample in samples if sample.part is None]
+        if loose and len(loose) < len(samples):
+            raise UserError(
+                f"{loose[0].image} is beside folders of parts and in none of them, as are "
+                f"{len(loose) - 1} more; put them into those, whose names are "
+                f"{', '.join(PART_NAMES)}, or choose datamodule.split=lesion_grouped."
+            )
 
     def grouped_parts(self, samples: Sequence[Sample]) -> list[str]:
         # A patient with one melanoma among many naevi counts for melanoma.
@@ -227,15 +231,23 @@ class FolderDiagnosis(ClassificationDataModule):
         return tables[0] if tables else None
 
     def _list_rows(
-        self, table: Path, base: Path, images: Sequence[Path], problems: list[Problem]
+        self,
+        table: Path,
+        base: Path,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        problems: list[Problem],
     ) -> list[tuple[FileSample, str]]:
-        """Return the photographs that have a row, still without label, and their classes."""
-        index = _ImageIndex(base, images)
+        """Return the photographs that have a row, still without label, and their classes.
+
+        A file that is called as a mask is a photograph where a row names it.
+        """
+        index = _ImageIndex(base, [*images, *masks])
         rows = read_diagnoses(table, self.columns, index.known, self.rest_class)
         groups = dict(zip(rows, join_groups(rows), strict=True))
-        folders = _parts_of_folders(base, images)
+        folders = _parts_of_folders(base, index.images)
         samples = []
-        for row, image in self._match(table, rows, index, problems):
+        for row, image in self._match(table, rows, index, set(masks), problems):
             if row.label is None:
                 if not self.skip_unlabelled:
                     problems.append(_unlabelled(table, row))
@@ -255,6 +267,7 @@ class FolderDiagnosis(ClassificationDataModule):
         table: Path,
         rows: Sequence[Diagnosis],
         index: "_ImageIndex",
+        masks: Set[Path],
         problems: list[Problem],
     ) -> list[tuple[Diagnosis, Path]]:
         """Return the rows that have a photograph of their own, with it."""
@@ -294,7 +307,7 @@ class FolderDiagnosis(ClassificationDataModule):
                     "leave such images out.",
                 )
                 for image in index.images
-                if image not in matched and image not in unclear
+                if image not in matched and image not in unclear and image not in masks
             ]
         return [(row, image) for image, row in matched.items()]
 
@@ -438,23 +451,34 @@ def _tails(path: str) -> Iterator[str]:
     return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
-def _find_images(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Return the photographs in a folder and its subfolders, sorted.
+def _find_images(folder: Path, problems: list[Problem]) -> tuple[list[Path], list[Path]]:
+    """Return the photographs in a folder and its subfolders, and masks of them, each sorted.
 
-    Hidden files, superpixels, and masks beside their photographs are passed over.
+    Hidden files and superpixels are passed over. A mask is called as a photograph with one of
+    `MASK_SUFFIXES`, in the same folder or in one called `masks`.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"The folder {error.filename} cannot be read ({error.strerror}); make it readable or "
+            "move it away."
+        ) from error
+
     paths = []
     entered: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(place)
         # A link to a folder above would never end.
-        folders[:] = [] if real in entered else [f for f in folders if not f.startswith(".")]
+        folders[:] = [] if real in entered else [f for f in folders if not f.startswith(HIDDEN)]
         if real in entered:
             continue
         entered.add(real)
         for name in names:
             path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
+            if name.startswith(HIDDEN) or path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             if path.stem.lower().endswith(SUPERPIXELS):
                 continue
@@ -469,13 +493,18 @@ def _find_images(folder: Path, problems: list[Problem]) -> list[Path]:
                         "it.",
                     )
                 )
-    stems = {path.stem for path in paths}
-    return sorted(path for path in paths if not _is_mask(path.stem, stems))
+    stems: dict[Path | None, set[str]] = {None: {path.stem for path in paths}}
+    for path in paths:
+        stems.setdefault(path.parent, set()).add(path.stem)
+    masks = {path for path in paths if _is_mask(path, stems)}
+    return sorted(path for path in paths if path not in masks), sorted(masks)
 
 
-def _is_mask(stem: str, stems: set[str]) -> bool:
-    endings = [ending for ending in MASK_SUFFIXES if ending and stem.lower().endswith(ending)]
-    return any(stem[: -len(ending)] in stems for ending in endings)
+def _is_mask(path: Path, stems: Mapping[Path | None, set[str]]) -> bool:
+    apart = path.parent.name.lower() in ("mask", "masks")
+    endings = [ending for ending in MASK_SUFFIXES if ending and path.stem.lower().endswith(ending)]
+    known = stems[None if apart else path.parent]
+    return any(path.stem[: -len(ending)] in known for ending in endings)
 
 
 def _is_garbled(text: str) -> bool:

@@ -177,7 +177,7 @@ def _shrunk(picture: Image.Image, factor: int) -> tuple[Image.Image, bool]:
     small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     deep = picture.mode.startswith(("I", "F"))
     highest = max(65535.0, float(picture.getextrema()[1])) if deep else 0.0
-    transparent = False
+    transparent, opaque = False, not picture.has_transparency_data
     rows = max(1, STRIP_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
         strip = picture.crop((0, top, width, min(top + rows, height)))
@@ -186,7 +186,10 @@ def _shrunk(picture: Image.Image, factor: int) -> tuple[Image.Image, bool]:
             strip = Image.fromarray(levels.astype(np.uint8))
         elif picture.has_transparency_data:
             strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
-            transparent = transparent or strip.getchannel("A").getextrema()[0] < 255
+            least, most = strip.getchannel("A").getextrema()
+            transparent, opaque = transparent or least < 255, opaque or most > 0
             strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
         small.paste(strip.convert("RGB").reduce(factor), (0, top // factor))
+    if not opaque:
+        raise ValueError("it is wholly transparent")
     return small, transparent

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.text import printable
 from datamodules.base import prepare_process
-from datamodules.files import IMAGE_SUFFIXES, SUPERPIXELS
+from datamodules.files import HIDDEN, IMAGE_SUFFIXES, SUPERPIXELS
 from datamodules.large import Photograph, read_photograph
 from datamodules.loading import EpochSampler
 from datamodules.problems import BadFileError
@@ -86,12 +86,14 @@ def _walk(folder: Path) -> Iterator[Path]:
     for name, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         here = Path(name)
         folders[:] = [
-            f for f in sorted(folders) if f[0] != "." and not _goes_round(here / f, folder)
+            f
+            for f in sorted(folders)
+            if not f.startswith(HIDDEN) and not _goes_round(here / f, folder)
         ]
         for file in sorted(files):
             path = here / file
             if (
-                file[0] != "."
+                not file.startswith(HIDDEN)
                 and path.suffix.lower() in SUFFIXES
                 and not path.stem.lower().endswith(SUPERPIXELS)
             ):
@@ -203,7 +205,7 @@ class PhotographDataset(Dataset):
             remarks.append(f"decoded at {width}x{height} px")
         return {
             "image": normalise(square, self.normalization, train=False),
-            # The noise of a photograph is the same in a test and here, whatever its folder.
+            # Noise depends on it; ids of published datasets are these too.
             "id": os.fsencode(path.stem).decode(errors="backslashreplace"),
             "size": torch.tensor(photo.size),
             "name": self.names[key[1]],

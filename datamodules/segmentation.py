@@ -113,16 +113,19 @@ class SegmentationDataModule(CachedDataModule):
         Raises:
             UserError: they are.
         """
-        train = [self.datasets["train"]]
-        parts = [("dataset", list(self.datasets.values())), ("train part", train)]
-        for what, datasets in parts:
-            rows = {row for dataset in datasets if dataset.labelled for row in dataset.indices}
+        if not any(dataset.labelled for dataset in self.datasets.values()):
+            return
+        rows = range(len(self.parts))
+        train = [
+            row for row, part in zip(rows, self.parts.values(), strict=True) if part == "train"
+        ]
+        for what, chosen in (("dataset", rows), ("train part", train)):
             # The first mask with a lesion ends the search.
-            if rows and not any(self.cache.masks[row].any() for row in rows):
+            if chosen and not any(self.cache.masks[row].any() for row in chosen):
                 raise UserError(
-                    f"All {len(rows)} masks of the {what} {self.name} in {self.root} are empty at "
-                    f"{self.image_size} px; save 0 for skin and 255 for lesion as colours, not in "
-                    "the alpha channel."
+                    f"All {len(chosen)} masks of the {what} {self.name} in {self.root} are empty "
+                    f"at {self.image_size} px; save 0 for skin and 255 for lesion as colours, not "
+                    "in the alpha channel, or raise datamodule.image_size."
                 )
 
     def test_at_native_size(self) -> None:

@@ -225,7 +225,7 @@ def official_split(
         seed: of what is taken.
 
     Raises:
-        UserError: a part is empty.
+        UserError: a part is empty, or a sample has none.
     """
     parts = list(published)
     for part in ("train", "test"):
@@ -235,6 +235,11 @@ def official_split(
                 "there; add its folder or choose another split, to test a checkpoint on all images "
                 "datamodule.split=all."
             )
+    if None in parts:
+        raise UserError(
+            f"datamodule.split=official needs the published part of every image, and "
+            f"{parts.count(None)} have none; choose another split."
+        )
     if "val" not in parts:
         train = [index for index, part in enumerate(parts) if part == "train"]
         names = [groups[index] or f"sample {index}" for index in train]

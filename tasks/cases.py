@@ -14,6 +14,7 @@ from common.runs import load_config, read_results
 from common.text import printable
 from tasks.build import build_datamodule, build_module
 from tasks.checkpoints import load_checkpoint, network_from_checkpoint
+from tasks.configuration import modernise
 from tasks.inference import accelerate
 
 __all__ = ["draw_cases", "predict_cases"]
@@ -66,6 +67,7 @@ def predict_cases(folder: Path, ids: Sequence[str]) -> list[dict[str, np.ndarray
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} has no config.yaml; give folders of runs.")
     config = load_config(folder)
+    modernise(config)
     checkpoint = load_checkpoint(path)
     network = network_from_checkpoint(checkpoint, path, "ema", "checkpoint")
     module = build_module(config, network, teacher=None).eval()

@@ -14,8 +14,7 @@ from rich.table import Table
 from common.errors import UserError
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table
-from common.text import plain_text, say
-from datamodules.files import printable
+from common.text import plain_text, printable, say
 from datamodules.inspection import Inspection, inspect_samples, near_duplicates, same_files
 from datamodules.problems import Problem
 from datamodules.splits import PARTS, leaks, spread, write_split
@@ -136,7 +135,9 @@ def _report(
     counts = Counter(parts.values())
 
     def entries(found: Sequence[Problem]) -> list[dict[str, str]]:
-        return [{"kind": p.kind, "path": printable(p.path), "message": p.message} for p in found]
+        return [
+            {"kind": p.kind, "path": printable(str(p.path)), "message": p.message} for p in found
+        ]
 
     return {
         "dataset": datamodule.name,

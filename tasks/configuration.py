@@ -104,6 +104,8 @@ def checkpoint_config(config: dict[str, Any], trained: dict[str, Any]) -> dict[s
     own = {f"datamodule.{name}" for name in ("root", "split", "split_file", "table")}
     if own & set(given) and not {"datamodule.fold", "cross_validation"} & set(given):
         data["folds"] = data["fold"] = None
+    if "cross_validation" in given:
+        data["folds"] = config["cross_validation"]
     data["cache"] = config["datamodule"]["cache"]
     if "paths.data" in given and data.get("root"):
         data["root"] = relocate(data["root"], trained["paths"]["data"], config["paths"]["data"])

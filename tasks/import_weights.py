@@ -150,7 +150,10 @@ def _imported_config(
     }
     given = given_keys()
     for key, value in found.items():
-        if value is not None and key not in given and key.split(".")[0] not in given:
+        group = key.split(".")[0]
+        # Another dataset does not change what the network has learnt from.
+        chosen = key in given or (group in given and group != "datamodule")
+        if value is not None and not chosen:
             set_value(made, key, value)
     made["network"] = network
     return made

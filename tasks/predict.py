@@ -165,6 +165,7 @@ def _digest(config: Mapping[str, Any], settings: Mapping[str, Any], classes: Any
         with path.open("rb") as file:
             weights.append(hashlib.file_digest(file, "sha256").hexdigest())
     shaping = [weights, dict(settings), config["seed"], config["sampler"]]
+    shaping.append(config["trainer"]["precision"])
     shaping.append(None if classes else config["threshold"])
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:8]
 
