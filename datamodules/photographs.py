@@ -60,7 +60,11 @@ def find_photographs(source: str | Path, output: Path) -> tuple[list[Path], list
         base, pattern = _fixed_part(path)
         found = {base / name for name in glob.glob(pattern, root_dir=base, recursive=True)}
         round_about = {folder for folder in {p.parent for p in found} if _goes_round(folder, base)}
-        files = [p for p in found if p.parent not in round_about and not p.is_dir()]
+        files = [
+            p
+            for p in found
+            if p.parent not in round_about and not p.is_dir() and not _hidden(p.relative_to(base))
+        ]
         what = f"input={source} is no file or folder and matches no file"
     results = {folder for folder in {p.parent for p in files} if _predicted(folder, base)}
     files = sorted(p for p in files if p.parent not in results)
@@ -98,6 +102,11 @@ def _walk(folder: Path) -> Iterator[Path]:
                 and not path.stem.lower().endswith(SUPERPIXELS)
             ):
                 yield path
+
+
+def _hidden(path: Path) -> bool:
+    """Tell whether a path leads to or through what systems hide; glob knows about dots itself."""
+    return any(part.startswith(HIDDEN[1:]) for part in path.parts)
 
 
 def _fixed_part(pattern: Path) -> tuple[Path, str]:

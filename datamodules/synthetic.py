@@ -34,7 +34,7 @@ class Synthetic(SegmentationDataModule):
         num_samples: images to make; 70 % train, 10 % val, 20 % test in the reference's proportions.
         content_seed: which images are made, apart from `seed`, so that a sweep over seeds keeps
             its data.
-        arguments, settings: everything else that `SegmentationDataModule` takes.
+        settings: everything else that `SegmentationDataModule` takes.
 
     Raises:
         UserError: a folder is given.
@@ -50,8 +50,8 @@ class Synthetic(SegmentationDataModule):
 
     def __init__(
         self,
+        *,
         root: str | Path | None = None,
-        *arguments: Any,
         num_samples: int = 640,
         content_seed: int = 0,
         **settings: Any,
@@ -61,7 +61,7 @@ class Synthetic(SegmentationDataModule):
                 f"datamodule.root={root} has no effect on data that is made up; add "
                 "datamodule=folder or datamodule=folder_diagnosis to use that folder."
             )
-        super().__init__(None, *arguments, **settings)
+        super().__init__(**settings)
         self.num_samples = num_samples
         self.content_seed = content_seed
 

@@ -83,6 +83,10 @@ def test_a_transparent_photograph_is_as_on_white(tmp_path):
     assert photo.transparent
     assert (photo.image[:, 51:] == 255).all()
     assert (photo.image[:, :49] < 255).all()
+    colours[..., 3] = 0
+    Image.fromarray(colours).save(tmp_path / "cut.png")
+    with pytest.raises(BadFileError, match=r"cut.png .*wholly transparent"):
+        read_photograph(tmp_path / "cut.png", 16, 1)
 
 
 def test_the_shortest_side_stays_above_what_the_network_sees(tmp_path):

@@ -13,6 +13,7 @@ def photos(tmp_path):
     """A folder of photographs of patients; returns it."""
     for name in (
         *("top.jpg", "notes.txt", ".hidden.jpg", ".cache/a.jpg", "top_superpixels.png"),
+        *("p1/@eaDir/IMG_0001.jpg/thumb.jpg", "$RECYCLE.BIN/a.jpg", "__MACOSX/p1/IMG_0001.jpg"),
         *("p1/IMG_0001.jpg", "p2/IMG_0001.jpg", "p2/late/IMG_0001.png", "p[3]/a=b, c.jpg"),
     ):
         path = tmp_path / "photos" / name

@@ -130,6 +130,11 @@ def test_published_parts_are_kept_and_validation_is_taken_from_training():
     ]
 
 
+def test_images_without_a_published_part_are_refused():
+    with pytest.raises(UserError, match=r"published part of every image, and 2 have none"):
+        official_split(["train", None, "test", None], [None] * 4, (1, 1, 1), 0)
+
+
 @pytest.mark.parametrize("missing", ["train", "test"])
 def test_a_part_that_is_not_published_is_named(missing):
     published = [part for part in PARTS if part != missing]

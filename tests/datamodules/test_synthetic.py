@@ -34,7 +34,7 @@ def test_lesions_are_plausible():
 
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"datamodule.root=photos .* add datamodule=folder"):
-        Synthetic("photos", cache=tmp_path, image_size=8, batch_size=2)
+        Synthetic(root="photos", cache=tmp_path, image_size=8, batch_size=2)
 
 
 def test_splits_are_disjoint_and_the_seed_keeps_the_content(tmp_path):

@@ -252,9 +252,9 @@ def test_a_mask_survives_being_shrunk_and_restored(side, least, letterbox):
 def test_other_shrinking_is_refused_with_a_letterbox(tmp_path):
     for how in ("published", "pillow"):
         with pytest.raises(UserError, match=f"datamodule.mask_resize={how}.*letterbox"):
-            Synthetic(tmp_path, 16, 1, mask_resize=how, letterbox=True)
+            Synthetic(cache=tmp_path, image_size=16, batch_size=1, mask_resize=how, letterbox=True)
     with pytest.raises(UserError, match=r"datamodule.mask_resize=nearest.*area, soft"):
-        Synthetic(tmp_path, 16, 1, mask_resize="nearest")
+        Synthetic(cache=tmp_path, image_size=16, batch_size=1, mask_resize="nearest")
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60), (20, 25)])

@@ -141,6 +141,11 @@ def test_the_worst_images_are_drawn_beside_the_first_run(
         overlap = 2 * (one["found"] & one["mask"]).sum() + 1e-6
         dice = overlap / (one["found"].sum() + one["mask"].sum() + 1e-6)
         assert dice == pytest.approx(images[image]["dice"], abs=1e-4)
+    # As earlier versions wrote it.
+    text = (folders[0] / "config.yaml").read_text()
+    kept = [line for line in text.splitlines() if line.strip() not in ("mask_resize: area",)]
+    (folders[0] / "config.yaml").write_text("\n".join(kept).replace("  edges: border\n", ""))
+    assert len(predict_cases(folders[0], worst)) == 2
     (folders[0] / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"teacher has no config.yaml; give folders of runs"):
         run(make_config, tmp_path, *folders, overrides=("pictures=2",))

@@ -125,6 +125,9 @@ def test_folds_are_those_of_the_trained_data(make_config, trained):
     ):
         given = make_config("task=test", "checkpoint=x", override)
         assert checkpoint_config(given, trained)["datamodule"]["folds"] == folds
+    given = make_config("task=test", "checkpoint=x", "cross_validation=3", "datamodule.fold=1")
+    data = checkpoint_config(given, trained)["datamodule"]
+    assert (data["folds"], data["fold"]) == (3, 1)
 
 
 @pytest.mark.parametrize(

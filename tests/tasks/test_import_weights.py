@@ -71,6 +71,21 @@ def test_schedule_and_size_come_from_the_config_or_the_files_name(import_file):
     assert load_checkpoint(chosen)["config"]["schedule"]["beta_end"] == 0.2
 
 
+def test_images_are_prepared_as_in_the_reference_on_any_dataset(import_file):
+    overrides = ("datamodule=isic2018", "datamodule.edges=border")
+    data = load_checkpoint(import_file(GOLDEN / FILES["student"], *overrides))["config"][
+        "datamodule"
+    ]
+    found = {key: data[key] for key in ("name", "image_size", "mask_resize", "edges")}
+    assert found == {
+        "name": "ISIC2018",
+        "image_size": 16,
+        "mask_resize": "published",
+        "edges": "border",
+    }
+    assert data["antialias"] is False
+
+
 def rearranged(form):
     """Return the teacher's checkpoint as other repositories and versions write it."""
     checkpoint = reference("teacher")

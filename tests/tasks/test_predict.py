@@ -467,6 +467,9 @@ def test_rows_of_other_settings_or_photographs_are_not_done(photos, predict, tmp
     assert all(first[name]["settings"] != high[name]["settings"] for name in first)
     predict("threshold=0.9", output="high")
     assert high == without_seconds(tmp_path / "high")
+    predict("skip_existing=true", "threshold=0.9", "trainer.precision=bf16-true")
+    half = without_seconds(tmp_path / "masks")
+    assert all(half[name]["settings"] != high[name]["settings"] for name in high)
     # Another photograph of the same name.
     (photos / "more").mkdir()
     Image.new("RGB", (50, 40), (200, 150, 130)).save(photos / "more" / "photo_1.png")
