@@ -19,11 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tasks.resume  # Makes the resolver known that names the run folder.
 import tasks.sweep
-from common.choices import check_choices, explain_key
+from common.choices import check_choices, explain_key, leave_to_jobs
 from common.cluster import global_rank, requeue
 from common.errors import STOPS, WARNINGS, Interrupted, UserError, exit_with
 from common.files import exclusive
-from common.quoting import quoted, suggest_quotes
+from common.quoting import multirun, quoted, suggest_quotes
 from tasks.configuration import plain
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -73,6 +73,9 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         sys.argv[1:] = tasks.sweep.expand_cross_validation(sys.argv[1:])
+        if multirun(sys.argv[1:]):
+            tasks.sweep.refuse_showing(sys.argv[1:])
+            sys.argv[1:] = leave_to_jobs(sys.argv[1:], CONF)
         dispatch()
     except UserError as error:
         exit_with(str(error))
@@ -142,7 +145,9 @@ def _explain(error: Exception) -> str:
         # What others are made of is no choice.
         options = [option for option in rest[start + 1 : end] if not option.startswith("_")]
         name = first.removesuffix("'").rpartition("/")[2]
-        near = "".join(f"; the nearest is {n}" for n in get_close_matches(name, options, n=1))
+        near = "".join(
+            f"; the nearest is {n}" for n in get_close_matches(name.lower(), options, n=1)
+        )
         return f"{first.removeprefix('In ')}{near}. Choose one of {', '.join(options)}."
     return f"{' '.join([first, *rest])} {every}"
 

@@ -13,12 +13,15 @@ from hydra.errors import HydraException
 
 from common.errors import UserError
 
-__all__ = ["check_choices", "explain_key"]
+__all__ = ["check_choices", "explain_key", "leave_to_jobs"]
 
 # Options that a message lists whole.
 _FEW = 30
 # Keys of earlier versions, with what to write now.
-_RENAMED = {"datamodule.soft_masks": "datamodule.mask_resize=soft"}
+_RENAMED = {
+    "datamodule.soft_masks": "datamodule.mask_resize, which is soft where that was true and area "
+    "where it was false"
+}
 # With these there are options elsewhere too, which Hydra knows.
 _ADDED = ("--config-dir", "-cd", "hydra.searchpath")
 
@@ -75,6 +78,34 @@ def check_choices(arguments: Sequence[str], conf: Path) -> list[str]:
     return result
 
 
+def leave_to_jobs(arguments: Sequence[str], conf: Path) -> list[str]:
+    """Return the arguments of a multirun with its keys as Hydra takes them where choices vary.
+
+    Hydra checks single keys against the defaults, without choices of groups that vary. A key with
+    one value among several is checked by each job: `network.kwargs.base_width=choice(8)`.
+
+    Args:
+        arguments: of the command line, without the program.
+        conf: the folder of the configs.
+    """
+    groups = {path.name for path in conf.iterdir() if path.is_dir()} - {"hydra"}
+    overrides = [_parse(argument) for argument in arguments]
+    varied = {o.key_or_group for o in overrides if o is not None and o.is_sweep_override()}
+    if not varied & groups:
+        return list(arguments)
+    # Those that a method or an experiment brings; others are checked before the first job.
+    left = {*varied, "lightning_module", "network", "callbacks", "sampler", "teacher", "metrics"}
+    result = []
+    for argument, override in zip(arguments, overrides, strict=True):
+        key, _, value = argument.partition("=")
+        if override is not None and "." in key and key.split(".")[0] in left & groups:
+            wrapped = _parse(f"{key}=choice({value})")
+            if wrapped is not None and not override.is_sweep_override():
+                argument = f"{key}=choice({value})"
+        result.append(argument)
+    return result
+
+
 def explain_key(key: str, conf: Path) -> str:
     """Return why a key is not in the composed config: mistyped, renamed or of another choice.
 
@@ -115,11 +146,12 @@ def _names(override: Override) -> list[str | None]:
         return []
     else:
         values = [override.value()]
-    return [None if value is None else str(value) for value in values]
+    spelt = {"None": None, "True": "true", "False": "false"}
+    return [spelt.get(str(value), str(value)) for value in values]
 
 
 def _refusal(group: str, name: str, options: Sequence[str]) -> str:
-    near = get_close_matches(name, options, n=5, cutoff=0.5)
+    near = get_close_matches(name.lower(), options, n=5, cutoff=0.5)
     if len(options) > _FEW:
         return (
             f"{group}={name} does not exist. Choose a file of conf/{group}, such as "
@@ -138,11 +170,11 @@ def _keys(conf: Path) -> tuple[dict[str, str], set[str], dict[str, str]]:
     owners = {path.name: "" for path in conf.iterdir() if path.is_dir()}
     empty: set[str] = set()
     targets: dict[str, str] = {}
-    paths = sorted(conf.rglob("*.yaml"), key=lambda path: ("experiment" in path.parts, path))
+    paths = sorted(conf.rglob("*.yaml"), key=lambda path: (_is_global(path), path))
     for path in paths:
         text = path.read_text(encoding="utf-8")
         group = path.relative_to(conf).parent.as_posix()
-        prefix = "" if group == "." or "@package _global_" in text[:40] else group.replace("/", ".")
+        prefix = "" if group == "." or _is_global(path) else group.replace("/", ".")
         owner = f"{group}={path.stem}"
         if group == "." or path.name.startswith("_"):
             owner = ""
@@ -154,6 +186,10 @@ def _keys(conf: Path) -> tuple[dict[str, str], set[str], dict[str, str]]:
             if key.endswith("._target_"):
                 targets[key.removesuffix("._target_")] = value
     return owners, empty, targets
+
+
+def _is_global(path: Path) -> bool:
+    return "@package _global_" in path.read_text(encoding="utf-8")[:40]
 
 
 def _flat(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

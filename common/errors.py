@@ -1,5 +1,6 @@
 """What ends a run apart from success: a user's mistake, or a signal."""
 
+import math
 import signal
 import sys
 from collections.abc import Iterable
@@ -9,7 +10,15 @@ from rich.console import Console
 
 from common.text import plain_text
 
-__all__ = ["STOPS", "WARNINGS", "Interrupted", "UserError", "check_choice", "exit_with"]
+__all__ = [
+    "STOPS",
+    "WARNINGS",
+    "Interrupted",
+    "UserError",
+    "check_choice",
+    "check_number",
+    "exit_with",
+]
 
 # What SLURM and submitit send before the time is up or a job must make room.
 WARNINGS = tuple(s for s in signal.Signals if s.name in ("SIGUSR1", "SIGUSR2"))
@@ -36,6 +45,35 @@ def check_choice(key: str, value: Any, choices: Iterable[str | bool | None]) -> 
         spelt = {None: "null", True: "true", False: "false"}
         names = ", ".join(spelt.get(choice, str(choice)) for choice in choices)
         raise UserError(f"{key}={value} does not exist; choose one of {names}.")
+
+
+def check_number(
+    key: str,
+    value: Any,
+    least: float,
+    below: float = math.inf,
+    whole: bool = False,
+    exclusive: bool = False,
+) -> None:
+    """Refuse a config value that is no number from `least` up to but not including `below`.
+
+    Args:
+        key, value: of the config.
+        least, below: the range.
+        whole: the number must be an int.
+        exclusive: it must be above `least`.
+
+    Raises:
+        UserError: with the key, the value and the range.
+    """
+    kind = int if whole else int | float
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    # Comparisons with nan are false.
+    if not number or not least <= value < below or (exclusive and value == least):
+        what = "whole number" if whole else "number"
+        low = f"{'above' if exclusive else 'at least'} {least:g}"
+        high = "" if math.isinf(below) else f" and below {below:g}"
+        raise UserError(f"{key}={value} must be a {what}, {low}{high}.")
 
 
 class Interrupted(BaseException):

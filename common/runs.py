@@ -18,6 +18,7 @@ __all__ = [
     "NATIVE",
     "RESULTS_SCHEMA",
     "class_sensitivities",
+    "data_root",
     "dataset_label",
     "find_runs",
     "is_class_sensitivity",
@@ -200,6 +201,13 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     except UserError as error:
         skip(str(error))
         return None
+
+
+def data_root(folder: Path) -> Path | None:
+    """Return the data folder of a run, or `None` where it has no config that tells."""
+    data = (read_config(folder) or {}).get("datamodule")
+    root = data.get("root") if isinstance(data, dict) else None
+    return Path(root).resolve() if isinstance(root, str) else None
 
 
 def _native_key(key: str) -> str:

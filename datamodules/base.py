@@ -20,6 +20,7 @@ from datamodules.decoding import EXIF
 from datamodules.downloads import Download
 from datamodules.edges import EDGES
 from datamodules.files import Listing
+from datamodules.identity import photograph_digest
 from datamodules.loading import CachedDataset, EpochSampler
 from datamodules.shared_batches import PREFETCH, BatchLoader, SharedBatches, collate
 from datamodules.splits import (
@@ -318,6 +319,17 @@ class CachedDataModule(L.LightningDataModule):
             UserError: the data is missing or incomplete, or cannot be divided so.
         """
         return self._divided(self.find_samples())
+
+    def find_some_digests(self, count: int = 8) -> list[str]:
+        """Return `photograph_digest` of a few training images, evenly spaced.
+
+        Raises:
+            UserError: the data is missing or incomplete, or an image cannot be decoded.
+        """
+        samples = self.find_samples()
+        parts = self._divided(samples)
+        train = [sample for sample in samples if parts[sample.id] == "train"]
+        return [photograph_digest(train[row].load()[0]) for row in spread(len(train), count)]
 
     def _divided(self, samples: Sequence[Sample]) -> dict[str, str]:
         return dict(zip([s.id for s in samples], self.divide(samples), strict=True))

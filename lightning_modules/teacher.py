@@ -122,8 +122,9 @@ class OnTeachersNetwork:
                 self.network.load_state_dict(teacher.network.state_dict())
             except RuntimeError as error:
                 raise UserError(
-                    "The teacher's network is not the one that network.name and network.kwargs "
-                    "name; what is trained on it needs the same."
+                    f"The teacher's network {type(teacher.network).__name__} is not the "
+                    f"{type(self.network).__name__} that network.name and network.kwargs name; "
+                    "what is trained on it needs the same."
                 ) from error
         self.network.requires_grad_(False)
         self.train()

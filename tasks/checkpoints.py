@@ -17,6 +17,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "network_from_checkpoint",
+    "refuse_not_finite",
 ]
 
 WEIGHTS = {"ema": "state_dict", "online": "current_model_state"}
@@ -108,13 +109,27 @@ def network_from_checkpoint(
     """
     network = build_network(checkpoint["config"]["network"])
     load_weights(network, checkpoint, path, weights, key, prefix="network.")
+    refuse_not_finite(network, path, key)
+    return network
+
+
+def refuse_not_finite(network: nn.Module, path: str | Path, key: str) -> None:
+    """Refuse a network whose training has diverged.
+
+    Args:
+        network: with its weights.
+        path: where they came from.
+        key: the config key that named it.
+
+    Raises:
+        UserError: some of the weights are not finite.
+    """
     bad = [name for name, values in network.state_dict().items() if not values.isfinite().all()]
     if bad:
         raise UserError(
             f"{key}={path} has weights that are not finite, in {len(bad)} tensor(s), first "
             f"{bad[0]}: its training has diverged. Give another checkpoint."
         )
-    return network
 
 
 def load_weights(

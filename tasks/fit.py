@@ -69,7 +69,9 @@ def run(config: dict[str, Any]) -> None:
     teacher, description, searched = None, None, False
     if takes_teacher(config):
         searched = not config["teacher"]["checkpoint"]
-        teacher, description = load_teacher(config, datamodule.find_parts)
+        teacher, description = load_teacher(
+            config, datamodule.find_parts, datamodule.find_some_digests
+        )
         # A newer teacher must not take over when the run is resumed.
         config["teacher"]["checkpoint"] = description["checkpoint"]
     earlier = (read_results(folder) or {}) if resuming else {}
@@ -117,7 +119,7 @@ def run(config: dict[str, Any]) -> None:
     if cached:
         attach_teacher(teacher, datamodule, config, trainer.strategy.root_device)
     if resuming:
-        check_same_data(folder, datamodule.split_sha)
+        check_same_data(folder, datamodule.split_sha, datamodule.digests)
         if trainer.is_global_zero:
             remove_leftovers(folder)
 

@@ -1,15 +1,18 @@
 """Going on with a run that was stopped, in its own folder and with its own config."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from common.cluster import agree, job_name, restarted
 from common.errors import UserError
 from common.files import refuse_read_only
-from common.runs import find_runs, load_config, read_results
+from common.runs import data_root, find_runs, load_config, read_results
+from datamodules.splits import read_parts
 from tasks.configuration import (
     check_targets,
     get_value,
@@ -17,6 +20,7 @@ from tasks.configuration import (
     modernise,
     relocate,
     set_value,
+    split_override,
 )
 
 __all__ = ["check_same_data", "goes_on", "last_checkpoint", "resumed_config", "run_folder"]
@@ -94,9 +98,21 @@ def _choose_folder(resume: str | None, runs: Path, experiment: str, stamp: str) 
             f"resume=latest finds no run with a checkpoints/last.ckpt in {places}; leave resume "
             "out to start a new run."
         )
-    newest = max(found, key=lambda folder: folder.name)
+    given = _given_root()
+    # Of folders of one name the one that is given comes first.
+    own = [folder for folder in found if data_root(folder) == given]
+    newest = max((given and own) or found, key=lambda folder: folder.name)
     refuse_read_only(newest)
     return str(newest)
+
+
+def _given_root() -> Path | None:
+    """Return the data folder that the command line gives, if it does."""
+    for override in HydraConfig.get().overrides.task:
+        key, value = split_override(override)
+        if key == "datamodule.root":
+            return Path(value.strip("'\"")).resolve()
+    return None
 
 
 def _requeued(folder: Path) -> Path | None:
@@ -158,6 +174,8 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
             set_value(merged, key, copy.deepcopy(get_value(config, key)))
         else:
             theirs, ours = get_value(stored, key), get_value(config, key)
+            if key in _PLACES:
+                set_value(merged, key, ours)
             for part in _differing(theirs, ours, key):
                 found = part in _FOUND and get_value(config, part) is None
                 if not found and part not in _PLACES and not _is_free(part):
@@ -170,17 +188,32 @@ def resumed_config(config: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_same_data(folder: Path, split_sha: str) -> None:
+def check_same_data(folder: Path, split_sha: str, digests: Mapping[str, str]) -> None:
     """Refuse to go on with a run whose images or split have changed since.
 
+    Args:
+        folder: of the run.
+        split_sha, digests: of the datamodule now.
+
     Raises:
-        UserError: the digest of the split is not the one in the run's `results.json`.
+        UserError: the digest of the split is not the one in the run's `results.json`, or images
+            are not those in its `splits.csv`.
     """
     before = get_value(read_results(folder) or {}, "data.split_sha")
     if before not in (None, split_sha):
         raise UserError(
             f"The data is not what the run {folder} was started with (split {split_sha}, then "
             f"{before}); restore the images or start a new run."
+        )
+    try:
+        known = read_parts(folder / "splits.csv")[1] or {}
+    except UserError:
+        return  # The digest of the split has told that ids and parts are the same.
+    other = [key for key, digest in known.items() if digests.get(key) != digest]
+    if other:
+        raise UserError(
+            f"{len(other)} images, first {other[0]}, are not those that the run {folder} was "
+            "started with; restore them or start a new run."
         )
 
 

@@ -79,6 +79,23 @@ def expand_cross_validation(arguments: Sequence[str]) -> list[str]:
     return expanded if {"-m", "--multirun"} & set(arguments) else ["--multirun", *expanded]
 
 
+def refuse_showing(arguments: Sequence[str]) -> None:
+    """Refuse to show the config of a multirun, which has several.
+
+    Args:
+        arguments: of the command line, without the program.
+
+    Raises:
+        UserError: one of them shows a config or help.
+    """
+    shows = next((a for a in arguments if a.split("=")[0] in _SHOWING), None)
+    if shows is not None and {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            f"{shows} shows one config, and -m runs several; leave -m out and give one value for "
+            "each key."
+        )
+
+
 class Sweep(Callback):
     """Checks a multirun before its first job, and shows its table after the last."""
 

@@ -106,5 +106,11 @@ def _predict(
         batch = collate([dataset.plain(index) for index in indices])
         inputs = {"image": batch["image"].to(device), "id": batch["id"]}
         probability = teacher.predict(inputs)["probability"][:, 0]
+        for image, values in zip(batch["id"], probability, strict=True):
+            if not values.isfinite().all():
+                raise UserError(
+                    f"What the teacher predicts for the image {image} is not finite; choose "
+                    "another teacher, or sampler.clip_x0=true in teacher.sampler where it samples."
+                )
         rows.append((probability * 255).round().to(torch.uint8).cpu().numpy())
     return np.concatenate(rows)

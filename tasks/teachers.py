@@ -2,28 +2,32 @@
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from common.errors import UserError, check_choice
-from common.runs import find_runs, main_scores, read_config, read_results
+from common.runs import data_root, find_runs, main_scores, read_config, read_results
 from datamodules.splits import read_parts
 from lightning_modules.teacher import FrozenTeacher
 from tasks.build import build_module, build_network, describe_network, method_kind
-from tasks.checkpoints import load_checkpoint, load_weights
+from tasks.checkpoints import load_checkpoint, load_weights, refuse_not_finite
 from tasks.configuration import get_value
 from tasks.seen_images import Seen, check_teacher, find_seen, is_own_data, leaks_by_id
 
 __all__ = ["find_teachers", "load_teacher"]
 
+# How images are prepared, apart from their size.
+_PREPARED = ("normalization", "letterbox")
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def find_teachers(
-    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
+    config: dict[str, Any],
+    find_parts: Callable[[], Mapping[str, str]] | None = None,
+    find_images: Callable[[], Collection[str]] | None = None,
 ) -> list[Path]:
     """Return the teacher's checkpoints: those given, or those of the newest fitting runs.
 
@@ -34,6 +38,7 @@ def find_teachers(
         config: of the student.
         find_parts: returns the part of each of the student's images by id; without it no run is
             passed over for its images.
+        find_images: returns the digests of some of the student's images.
 
     Raises:
         UserError: there are fewer than `teacher.members`; the message has the command that makes
@@ -53,7 +58,7 @@ def find_teachers(
             "teacher.experiment=<name of the teacher's experiment>."
         )
     found, leaking = [], 0
-    for run in _fitting_runs(config):
+    for run in _fitting_runs(config, find_images):
         if find_parts and not teacher.get("allow_leak") and _leaks(run, find_parts()):
             leaking += 1
             continue
@@ -64,6 +69,8 @@ def find_teachers(
     if found:
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
     own = is_own_data(data)
+    keys = (*_PREPARED, "split", "split_file", "split_seed")
+    same = "".join(f" datamodule.{key}={data[key]}" for key in keys if data.get(key))
     place = f"the folder {data['root']}" if own else data["name"]
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""
@@ -71,7 +78,7 @@ def find_teachers(
     raise UserError(
         f"{number} of {experiment} on {place} at {data['image_size']} px {verb} found in "
         f"{config['paths']['runs']}{passed if leaking else ''}. Train with `python run.py{seeds} "
-        f"{_recipe(config)} datamodule.image_size={data['image_size']}{folds}`"
+        f"{_recipe(config)} datamodule.image_size={data['image_size']}{same}{folds}`"
         f"{' with the same split' if own else ''}, or set teacher.checkpoint=<file>."
     )
 
@@ -92,11 +99,14 @@ def _recipe(config: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _fitting_runs(config: dict[str, Any]) -> list[Path]:
+def _fitting_runs(
+    config: dict[str, Any], find_images: Callable[[], Collection[str]] | None
+) -> list[Path]:
     """Return the finished runs of `teacher.experiment` on the student's data, newest first.
 
-    Folders of one's own are matched by the name under which their runs are filed, runs on the very
-    folder first.
+    Those whose images were prepared as the student's come before others. Folders of one's own are
+    matched by the name under which their runs are filed, runs on the very folder first, then those
+    that know some of its images.
     """
     data, runs = config["datamodule"], Path(config["paths"]["runs"])
     label, own = config.get("data_label"), is_own_data(data)
@@ -116,18 +126,43 @@ def _fitting_runs(config: dict[str, Any]) -> list[Path]:
     fitting.sort(key=lambda run: run.name, reverse=True)
     if own:
         root = Path(data["root"]).resolve()
-        fitting.sort(key=lambda run: _root(run) != root)
+        known = _known_images(fitting, find_images, root)
+        fitting.sort(key=lambda run: (data_root(run) != root, run not in known))
+    # Where none sees images as the student does, the first is refused by what differs.
+    fitting.sort(key=lambda run: not _prepares_alike(run, data))
     return fitting
 
 
-def _root(run: Path) -> Path | None:
-    """Return the data folder of a run, or `None` where it has no config."""
-    root = get_value(read_config(run) or {}, "datamodule.root")
-    return Path(root).resolve() if isinstance(root, str) else None
+def _known_images(
+    runs: Sequence[Path], find_images: Callable[[], Collection[str]] | None, root: Path
+) -> set[Path]:
+    """Return the runs that have seen some of the student's images, as far as a few of them tell."""
+    if find_images is None or all(data_root(run) == root for run in runs):
+        return set()
+    digests = set(find_images())
+    found = set()
+    for run in runs:
+        try:
+            _, theirs = read_parts(run / "splits.csv")
+        except UserError:
+            continue
+        if theirs is not None and digests & set(theirs.values()):
+            found.add(run)
+    return found
+
+
+def _prepares_alike(run: Path, data: Mapping[str, Any]) -> bool:
+    """Tell whether a run's images were normalised and letterboxed as the student's are."""
+    theirs = (read_config(run) or {}).get("datamodule")
+    return not isinstance(theirs, dict) or all(
+        (theirs.get(name) or None) == (data.get(name) or None) for name in _PREPARED
+    )
 
 
 def load_teacher(
-    config: dict[str, Any], find_parts: Callable[[], Mapping[str, str]] | None = None
+    config: dict[str, Any],
+    find_parts: Callable[[], Mapping[str, str]] | None = None,
+    find_images: Callable[[], Collection[str]] | None = None,
 ) -> tuple[FrozenTeacher, dict[str, Any]]:
     """Load the frozen teacher that a run's config asks for.
 
@@ -136,6 +171,8 @@ def load_teacher(
         find_parts: returns the part of each of the student's images by id, before they are
             decoded: a teacher that has seen those of validation or test is refused as far as their
             names tell. It is called once, after all that can be refused without the data.
+        find_images: returns the digests of some of the student's images, by which a run on another
+            folder of the same name is told from one on the same images.
 
     Returns:
         The teacher, and what to say of it: `checkpoint`, `weights`, `objective`, `network` (name,
@@ -150,7 +187,7 @@ def load_teacher(
             validation or test; `teacher.sampler` is not for it; or several classifiers.
     """
     find_parts = functools.cache(find_parts) if find_parts else None
-    paths = find_teachers(config, find_parts)
+    paths = find_teachers(config, find_parts, find_images)
     loaded = [_load_member(path, config) for path in paths]
     modules, descriptions, seen = zip(*loaded, strict=True)
     teacher = FrozenTeacher(*modules, turns=bool(config["teacher"].get("turns")))
@@ -178,7 +215,7 @@ def _load_member(
             "another teacher."
         )
     denoises = kind == "diffusion"
-    keys = [f"datamodule.{name}" for name in ("image_size", "normalization", "letterbox")]
+    keys = [f"datamodule.{name}" for name in ("image_size", *_PREPARED)]
     if denoises and ours == "diffusion":
         keys.insert(0, "schedule")
     if kind == "classification":
@@ -204,6 +241,7 @@ def _load_member(
     network = build_network(trained["network"])
     module = build_module(trained, network)
     load_weights(module, checkpoint, path, config["teacher"]["weights"], "teacher")
+    refuse_not_finite(network, path, "teacher.checkpoint")
     results = read_results(path.parent.parent) or {}
     description = {
         "checkpoint": str(path),

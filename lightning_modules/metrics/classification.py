@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, check_number
 from lightning_modules.metrics.exact import ExactMetric
 from lightning_modules.metrics.overlap import finite_images
 
@@ -230,12 +230,8 @@ class ClassificationScores(nn.Module):
         specificity: float = 0.9,
     ) -> None:
         super().__init__()
-        for key, value, fine in (
-            ("bins", bins, bins >= 1),
-            ("specificity", specificity, 0 < specificity < 1),
-        ):
-            if not fine:
-                raise UserError(f"metrics.{key}={value} is outside its range.")
+        check_number("metrics.bins", bins, 1, whole=True)
+        check_number("metrics.specificity", specificity, 0, below=1, exclusive=True)
         self.classes = tuple(classes)
         found = positive_class(positive, self.classes)
         optional = positive is None or str(positive).casefold() == MELANOMA.casefold()

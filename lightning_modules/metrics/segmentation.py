@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError, check_choice
+from common.errors import check_choice, check_number
 from common.geometry import restore
 from common.runs import NATIVE
 from lightning_modules.metrics.batch_pooled import BatchPooledScores
@@ -82,13 +82,9 @@ class SegmentationScores(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("metrics.resolution", resolution, RESOLUTIONS)
-        for key, value, fine in (
-            ("tolerance", tolerance, tolerance >= 0),
-            ("bins", bins, bins >= 1),
-            ("referral", referral, 0 <= referral < 1),
-        ):
-            if not fine:
-                raise UserError(f"metrics.{key}={value} is outside its range.")
+        check_number("metrics.tolerance", tolerance, 0)
+        check_number("metrics.bins", bins, 1, whole=True)
+        check_number("metrics.referral", referral, 0, below=1)
         self.resolution = resolution
         self.letterbox = letterbox
         self.native, self.model = (_Scores(tolerance, bins, referral) for _ in range(2))

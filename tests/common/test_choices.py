@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.choices import check_choices, explain_key
+from common.choices import check_choices, explain_key, leave_to_jobs
 from common.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -54,6 +54,8 @@ def test_unknown_choices_of_every_group_are_refused(group, form):
     ("argument", "near"),
     [
         ("debug=fats", "nearest is fast"),
+        ("debug=FAST", "debug=FAST does not exist; the nearest is fast"),
+        ("debug=false", "debug=false does not exist"),
         ("sweep=edge_treshold", "nearest is edge_threshold"),
         ("sampler=ddim,ddpmm", "ddpmm does not exist; the nearest is ddpm"),
         ("experiment=efkd_isic2081", "such as efkd_isic2018, "),
@@ -76,12 +78,44 @@ def test_the_nearest_choices_are_named(argument, near):
         ("lightning_module.losses.boundry.weight", "lightning_module.losses.boundary.weight"),
         ("output_format", "output_format belongs to another choice, such as task=predict"),
         ("callbacks.ema.beta", "callbacks.ema={_target_:lightning_modules.callbacks.EMA,beta:"),
+        ("network.weights", "network.weights belongs to another choice, such as network="),
         ("teacher.sampler.num_steps", "give teacher.sampler={num_steps:<value>}"),
         ("lightning_module.losses.efkd.weight", "such as lightning_module=efkd"),
         ("datamodule.annotators", "such as datamodule=mediqa_magic"),
-        ("datamodule.soft_masks", "datamodule.soft_masks is now datamodule.mask_resize=soft"),
+        ("datamodule.soft_masks", "datamodule.soft_masks is now datamodule.mask_resize, "),
         ("zzzzzz", "zzzzzz does not exist"),
     ],
 )
 def test_a_key_is_explained(key, message):
     assert message in explain_key(key, CONF)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            [
+                "-m",
+                "experiment=efkd_ph2,efkd_isic2018",
+                "network.kwargs.dim=8",
+                "trainer.devices=2",
+            ],
+            ["network.kwargs.dim=choice(8)", "trainer.devices=2"],
+        ),
+        (
+            [
+                "-m",
+                "lightning_module=rkd,blkd",
+                "lightning_module.optimizer={lr:1}",
+                "paths.runs=x",
+            ],
+            ["lightning_module.optimizer=choice({lr:1})", "paths.runs=x"],
+        ),
+        (["-m", "seed=0,1", "network.kwargs.dim=8"], ["network.kwargs.dim=8"]),
+        (["-m", "network=unet,smp", "+network.x=1", "~network.y", "network.z=1,2"],) * 2,
+        (["-m", "datamodule=ph2,folder", "datamodule.root=a"], ["datamodule.root=choice(a)"]),
+    ],
+)
+def test_keys_of_varying_choices_are_left_to_the_jobs(arguments, expected):
+    count = len(expected)
+    assert leave_to_jobs(arguments, CONF) == [*arguments[: len(arguments) - count], *expected]

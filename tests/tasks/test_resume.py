@@ -5,6 +5,7 @@ import yaml
 
 from common.errors import UserError
 from common.runs import write_results
+from datamodules.splits import write_split
 from tasks.configuration import set_value
 from tasks.resume import check_same_data, goes_on, resumed_config, run_folder
 
@@ -79,8 +80,21 @@ def test_a_run_on_own_data_goes_on_without_naming_it(stopped, make_config):
     for given in (chosen[:1], chosen, ()):
         config = resumed_config(make_config(*given, f"resume={stopped}"))
         assert config["run_name"] == "demo_unet_teacher-my-clinic"
+    config = resumed_config(make_config(f"resume={stopped}", "datamodule.root=moved/my clinic"))
+    assert config["datamodule"]["root"] == "moved/my clinic"
     with pytest.raises(UserError, match="experiment=demo_teacher cannot change"):
         resumed_config(make_config("experiment=demo_teacher", f"resume={stopped}"))
+
+
+def test_latest_is_of_the_folder_that_is_given(make_config, tmp_path):
+    make_runs(tmp_path, "a-skin/2026-01-03", "a-skin/2026-01-05")
+    for name, root in (("2026-01-03", "one/skin"), ("2026-01-05", "two/skin")):
+        text = yaml.safe_dump({"datamodule": {"root": root}})
+        (tmp_path / "a-skin" / name / "config.yaml").write_text(text)
+    for root, expected in (("one/skin", "03"), ("two/skin", "05"), ("three/skin", "05")):
+        make_config("experiment=demo_teacher", "datamodule=folder", f"datamodule.root={root}")
+        found = run_folder("latest", str(tmp_path), "a-skin", "x")
+        assert found == str(tmp_path / f"a-skin/2026-01-{expected}")
 
 
 def test_the_run_keeps_its_config(stopped, make_config):
@@ -180,11 +194,16 @@ def test_a_folder_without_a_usable_config_is_refused(stopped, make_config, conte
 
 
 def test_other_data_is_refused(tmp_path):
-    check_same_data(tmp_path, "new")
+    check_same_data(tmp_path, "new", {})
     write_results(tmp_path, {"schema": 1, "data": {"split_sha": "old"}})
-    check_same_data(tmp_path, "old")
+    check_same_data(tmp_path, "old", {})
     with pytest.raises(UserError, match=r"split new, then old"):
-        check_same_data(tmp_path, "new")
+        check_same_data(tmp_path, "new", {})
+    parts, digests = {"a": "train", "b": "test"}, {"a": "0" * 16, "b": "1" * 16}
+    write_split(tmp_path / "splits.csv", parts, digests)
+    check_same_data(tmp_path, "old", digests)
+    with pytest.raises(UserError, match=r"1 images, first b, are not those"):
+        check_same_data(tmp_path, "old", digests | {"b": "2" * 16})
 
 
 def test_a_job_that_was_queued_again_goes_on_in_its_folder(tmp_path, monkeypatch):

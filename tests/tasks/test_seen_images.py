@@ -328,7 +328,7 @@ def test_the_folder_itself_comes_before_one_of_its_name(
     newer = finished(folder("y/a", content=1), "2", weights)
     assert search(folder("x/a")) == [ours]
     assert search(folder("y/a", content=1)) == [newer]
-    moved = folder("z/a")
+    moved = folder("z/a", content=2)
     assert search(moved) == [newer]
     config = configure(moved, "student", newer)
     config["teacher"]["checkpoint"] = None

@@ -336,6 +336,13 @@ def test_a_cross_validation_is_a_multirun_over_folds(arguments, expanded):
     assert sweep.expand_cross_validation(arguments) == (expanded or arguments)
 
 
+def test_a_multirun_has_no_one_config():
+    with pytest.raises(UserError, match=r"--cfg shows one config, and -m runs several"):
+        sweep.refuse_showing(["-m", "seed=0,1", "--cfg", "job"])
+    sweep.refuse_showing(["-m", "seed=0,1"])
+    sweep.refuse_showing(["--cfg", "job"])
+
+
 @pytest.mark.parametrize("value", ["1", "0", "-3", "2.5", "five", "", "2,3", "[2]"])
 def test_a_number_of_folds_is_whole_and_at_least_two(value):
     with pytest.raises(UserError, match="at least 2"):

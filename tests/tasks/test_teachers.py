@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from common.errors import UserError
 from datamodules.splits import fold_split, write_split
@@ -62,6 +63,41 @@ def test_the_newest_fitting_run_is_taken(config):
     write_run(config, "2026-01-07", data={"name": "ISIC2018", "image_size": 16})
     write_run(config, "2026-01-08").unlink()
     assert find_teachers(config) == [newest]
+
+
+def test_runs_that_prepare_images_alike_come_first(config):
+    for day, letterbox in ((1, True), (2, None), (3, True)):
+        path = write_run(config, f"2026-01-0{day}")
+        stored = {"datamodule": {"normalization": "minmax", "letterbox": letterbox}}
+        (path.parents[1] / "config.yaml").write_text(yaml.safe_dump(stored))
+    config["datamodule"]["letterbox"] = False
+    assert find_teachers(config)[0].parents[1].name == "2026-01-02"
+    config["datamodule"]["letterbox"] = True
+    assert find_teachers(config)[0].parents[1].name == "2026-01-03"
+
+
+def test_of_folders_of_one_name_the_known_images_come_first(config):
+    config["datamodule"] |= {"name": "Folder", "root": "copy/skin"}
+    config["datamodule"].pop("content_seed")
+    config["data_label"] = "skin"
+    data = {"name": "Folder", "image_size": 16, "label": "skin"}
+    for day, digest in ((1, "a" * 16), (2, "b" * 16)):
+        folder = write_run(config, f"2026-01-0{day}", data=data).parents[1]
+        write_split(folder / "splits.csv", {"x": "train"}, {"x": digest})
+        stored = {"datamodule": {"root": f"{day}/skin"}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(stored))
+    for images, expected in ((["a" * 16], "2026-01-01"), (["c" * 16], "2026-01-02")):
+        (found,) = find_teachers(config, find_images=lambda images=images: images)
+        assert found.parents[1].name == expected
+
+
+def test_a_teacher_that_is_not_finite_is_refused(config):
+    path = write_run(config, "2026-01-01")
+    checkpoint = torch.load(path, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).view(-1)[0] = torch.nan
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r"teacher.checkpoint=.*best.ckpt .*in 1 tensor"):
+        load_teacher(config)
 
 
 def test_a_given_file_comes_first(config):

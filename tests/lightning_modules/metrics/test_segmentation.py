@@ -188,6 +188,10 @@ def test_half_precision_of_the_module_does_not_round_the_scores(halve):
     [
         ({"resolution": "own"}, "metrics.resolution=own does not exist; .*both, model, native"),
         ({"bins": 0}, "metrics.bins=0"),
+        ({"bins": 1.5}, "metrics.bins=1.5"),
+        ({"tolerance": ".nan"}, "metrics.tolerance=.nan"),
+        ({"referral": float("nan")}, "metrics.referral=nan"),
+        ({"referral": True}, "metrics.referral=True"),
         ({"tolerance": -1.0}, "metrics.tolerance=-1"),
         ({"referral": 1.0}, "metrics.referral=1"),
     ],
