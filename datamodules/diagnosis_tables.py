@@ -88,8 +88,8 @@ def read_diagnoses(
         rest_class: the class of rows that are 0 in every column of a class.
 
     Raises:
-        UserError: the table cannot be read, a column is missing or ambiguous, or a row is 1 in
-            several columns of classes.
+        UserError: the table cannot be read, a column is missing or ambiguous, that of ids is empty,
+            or a row is 1 in several columns of classes.
     """
     hint = "give datamodule.table a table with a row for each photograph"
     given = [columns.id, columns.group, columns.patient, columns.split]
@@ -99,6 +99,11 @@ def read_diagnoses(
         raise UserError(f"{path} has no rows; {hint}.")
     table = _Table(path, header, rows)
     id_column = table.find_ids(columns.id, known)
+    if not any(row[id_column] for row in rows):
+        raise UserError(
+            f"{path} has nothing in its column {id_column}; choose that of the photographs with "
+            f"datamodule.id_column=<column>. Its columns are {column_names(table.header)}."
+        )
     lesion = table.find("group_column", columns.group, GROUPS)
     patient = table.find("patient_column", columns.patient, PATIENTS)
     split = table.find("split_column", columns.split, SPLITS)

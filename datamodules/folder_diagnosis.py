@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,15 +168,24 @@ class FolderDiagnosis(ClassificationDataModule):
 
     def divide(self, samples: Sequence[Sample]) -> list[str]:
         if self.split == "auto" and self.split_file is None:
-            beside = self.root / SPLIT_FILE
-            if beside.is_file() and beside != self._find_table():
-                self.split_file = beside
-            else:
+            self.split_file = self._split_beside()
+            if self.split_file is None:
                 known = any(sample.part is not None for sample in samples)
                 self.split = "official" if known else "lesion_grouped"
         if self.split == "official" and self.split_file is None and self.folds is None:
             self._refuse_loose(samples)
         return super().divide(samples)
+
+    def _split_beside(self) -> Path | None:
+        """Return `splits.csv`, None where there is none or it is the table of diagnoses."""
+        path = self.root / SPLIT_FILE
+        return path if path.is_file() and path != self._find_table() else None
+
+    def _column_divides(self) -> bool:
+        """Return whether the split column, where there is one, says what the parts are."""
+        if self.split_file is not None or self.folds is not None:
+            return False
+        return self.split == "official" or (self.split == "auto" and self._split_beside() is None)
 
     def _refuse_loose(self, samples: Sequence[Sample]) -> None:
         """Refuse photographs beside folders of parts, which would be in no part."""
@@ -242,23 +251,28 @@ class FolderDiagnosis(ClassificationDataModule):
 
         A file that is called as a mask is a photograph where a row names it.
         """
-        index = _ImageIndex(base, [*images, *masks])
+        index = _ImageIndex(base, images, masks)
         rows = read_diagnoses(table, self.columns, index.known, self.rest_class)
         groups = dict(zip(rows, join_groups(rows), strict=True))
         folders = _parts_of_folders(base, index.images)
-        samples = []
-        for row, image in self._match(table, rows, index, set(masks), problems):
+        divided = self._column_divides()
+        samples: list[tuple[FileSample, str]] = []
+        first: dict[str, Path] = {}
+        for row, image in self._match(table, rows, index, problems):
             if row.label is None:
                 if not self.skip_unlabelled:
                     problems.append(_unlabelled(table, row))
                 continue
             part = folders.get(image)
-            if row.part is not None and self.split in ("auto", "official"):
+            if row.part is not None and divided:
                 part = PART_NAMES.get(row.part.casefold())
                 if part is None:
                     problems.append(_unknown_part(table, row))
                     continue
             key = index.shorten(row.name, image)
+            if first.setdefault(key, image) != image:
+                problems.append(_one_id(key, first[key], image))
+                continue
             samples.append((FileSample(key, image, part=part, group=groups[row]), row.label))
         return samples
 
@@ -267,7 +281,6 @@ class FolderDiagnosis(ClassificationDataModule):
         table: Path,
         rows: Sequence[Diagnosis],
         index: "_ImageIndex",
-        masks: Set[Path],
         problems: list[Problem],
     ) -> list[tuple[Diagnosis, Path]]:
         """Return the rows that have a photograph of their own, with it."""
@@ -307,7 +320,7 @@ class FolderDiagnosis(ClassificationDataModule):
                     "leave such images out.",
                 )
                 for image in index.images
-                if image not in matched and image not in unclear and image not in masks
+                if image not in matched and image not in unclear and image not in index.masks
             ]
         return [(row, image) for image, row in matched.items()]
 
@@ -323,7 +336,8 @@ class FolderDiagnosis(ClassificationDataModule):
                 f"them; put it into one of those, whose names are {', '.join(PART_NAMES)}."
             )
         depth = 1 if parts else 0
-        samples, first = [], {}
+        samples: list[tuple[FileSample, str]] = []
+        first: dict[str, Path] = {}
         for image in images:
             path = image.relative_to(base)
             key = image_id(path.as_posix())
@@ -336,17 +350,9 @@ class FolderDiagnosis(ClassificationDataModule):
                         "put it into one, or set datamodule.table=<file>.",
                     )
                 )
-            elif key in first:
-                problems.append(
-                    Problem(
-                        "images of one id",
-                        image,
-                        f"Two images have the id {key}: {first[key]} and {image}; remove one of "
-                        "them.",
-                    )
-                )
+            elif first.setdefault(key, image) != image:
+                problems.append(_one_id(key, first[key], image))
             else:
-                first[key] = image
                 sample = FileSample(key, image, part=parts.get(image), group=f"image {key}")
                 name = path.parts[depth]
                 samples.append((sample, normalise_label(name) or name))
@@ -400,14 +406,16 @@ class _ImageIndex:
     Args:
         base: the folder of all photographs.
         images: the photographs, in `base` or its subfolders.
+        masks: files that are called as masks, taken where no photograph is meant.
     """
 
-    def __init__(self, base: Path, images: Sequence[Path]) -> None:
+    def __init__(self, base: Path, images: Sequence[Path], masks: Sequence[Path]) -> None:
         self.base = base
-        self.images = images
+        self.images = [*images, *masks]
+        self.masks = set(masks)
         self._by_path: dict[str, list[Path]] = {}
         self._by_tail: dict[str, list[Path]] = {}
-        for image in images:
+        for image in self.images:
             path = self._path(image)
             self._by_path.setdefault(path, []).append(image)
             for tail in _tails(path):
@@ -428,6 +436,7 @@ class _ImageIndex:
         if not found:
             paths = (self._by_path.get(tail) for tail in _tails(key))
             found = next(filter(None, paths), [])
+        found = [image for image in found if image not in self.masks] or found
         same = [image for image in found if image.suffix.lower() == Path(name).suffix.lower()]
         return same or found
 
@@ -455,7 +464,7 @@ def _find_images(folder: Path, problems: list[Problem]) -> tuple[list[Path], lis
     """Return the photographs in a folder and its subfolders, and masks of them, each sorted.
 
     Hidden files and superpixels are passed over. A mask is called as a photograph with one of
-    `MASK_SUFFIXES`, in the same folder or in one called `masks`.
+    `MASK_SUFFIXES`, in the same folder or in one called `masks`; there also as the photograph.
 
     Raises:
         UserError: a folder cannot be read.
@@ -493,18 +502,26 @@ def _find_images(folder: Path, problems: list[Problem]) -> tuple[list[Path], lis
                         "it.",
                     )
                 )
-    stems: dict[Path | None, set[str]] = {None: {path.stem for path in paths}}
+    apart = {path for path in paths if _among_masks(path.relative_to(folder))}
+    outside = {path.stem for path in paths if path not in apart}
+    beside: dict[Path, set[str]] = {}
     for path in paths:
-        stems.setdefault(path.parent, set()).add(path.stem)
-    masks = {path for path in paths if _is_mask(path, stems)}
+        beside.setdefault(path.parent, set()).add(path.stem)
+
+    def is_mask(path: Path) -> bool:
+        endings = [ending for ending in MASK_SUFFIXES if path.stem.lower().endswith(ending)]
+        stems = {ending: path.stem[: len(path.stem) - len(ending)] for ending in endings}
+        if path in apart and not outside.isdisjoint(stems.values()):
+            return True
+        return any(ending and stem in beside[path.parent] for ending, stem in stems.items())
+
+    masks = {path for path in paths if is_mask(path)}
     return sorted(path for path in paths if path not in masks), sorted(masks)
 
 
-def _is_mask(path: Path, stems: Mapping[Path | None, set[str]]) -> bool:
-    apart = path.parent.name.lower() in ("mask", "masks")
-    endings = [ending for ending in MASK_SUFFIXES if ending and path.stem.lower().endswith(ending)]
-    known = stems[None if apart else path.parent]
-    return any(path.stem[: -len(ending)] in known for ending in endings)
+def _among_masks(path: Path) -> bool:
+    """Return whether a path leads through a folder of masks."""
+    return any(folder.lower() in ("mask", "masks") for folder in path.parts[:-1])
 
 
 def _is_garbled(text: str) -> bool:
@@ -566,8 +583,9 @@ def _bad_classes(classes: Sequence[str], images: int | None, source: Path) -> It
     if len(classes) < 2:
         message = (
             f"{source} has {'only the class ' + classes[0] if classes else 'no classes'}, and "
-            "diagnosis needs two; add folders or rows of another class, or name the column of the "
-            "classes with datamodule.label_column=<column>."
+            "diagnosis needs two; add folders or rows of another class, or name the table with "
+            "datamodule.table=<file> or its column of the classes with "
+            "datamodule.label_column=<column>."
         )
         yield Problem("too few classes", source, message)
     if images is not None and len(classes) == images > 2:
@@ -627,4 +645,12 @@ def _two_rows(table: Path, first: Diagnosis, second: Diagnosis, image: Path) -> 
         "several rows of one image",
         table,
         f"{table} has two rows of {image}, {first.name} and {second.name}; remove one of them.",
+    )
+
+
+def _one_id(key: str, first: Path, second: Path) -> Problem:
+    return Problem(
+        "images of one id",
+        second,
+        f"Two images have the id {key}: {first} and {second}; remove one of them.",
     )
