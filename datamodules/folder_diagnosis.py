@@ -59,7 +59,8 @@ class FolderDiagnosis(ClassificationDataModule):
 
     Args:
         table: a file, relative to the working folder or to `root`; by default `labels.csv`,
-            `metadata.csv` or the only table in `root`. False: the folders are the classes.
+            `metadata.csv` or the only table in `root`, otherwise the only one in its folders.
+            False: the folders are the classes.
         id_column: file names or ids of the photographs.
         label_column: their classes; a list of columns of 0 and 1, one for each class.
         group_column, patient_column: of lesions and of patients.
@@ -170,8 +171,9 @@ class FolderDiagnosis(ClassificationDataModule):
         if self.split == "auto" and self.split_file is None:
             self.split_file = self._split_beside()
             if self.split_file is None:
-                known = any(sample.part is not None for sample in samples)
-                self.split = "official" if known else "lesion_grouped"
+                # A training part alone, as of ISIC 2020, is divided.
+                known = {sample.part for sample in samples}
+                self.split = "lesion_grouped" if known in ({None}, {"train"}) else "official"
         if self.split == "official" and self.split_file is None and self.folds is None:
             self._refuse_loose(samples)
         return super().divide(samples)
@@ -230,6 +232,12 @@ class FolderDiagnosis(ClassificationDataModule):
         tables = [path for path in files if path.suffix.lower() in (".csv", ".tsv")]
         # Other texts are licences or notes.
         tables = tables or [p for p in files if p.suffix.lower() == ".txt" and _has_ids(p)]
+        # ISIC 2018 has a folder for its table.
+        tables = tables or [
+            path
+            for path in sorted(self.root.glob("*/*.csv"))
+            if not path.parent.name.startswith(HIDDEN) and path.is_file() and _has_ids(path)
+        ]
         usual = [path for path in tables if path.name.lower() in TABLES]
         tables = usual or tables
         if len(tables) > 1:

@@ -70,7 +70,8 @@ def find_teachers(
         number, verb = f"teacher.members={members}, and only {len(found)} finished runs", "were"
     own = is_own_data(data)
     keys = (*_PREPARED, "split", "split_file", "split_seed")
-    same = "".join(f" datamodule.{key}={data[key]}" for key in keys if data.get(key))
+    given = [shlex.quote(f"datamodule.{key}={data[key]}") for key in keys if data.get(key)]
+    same = "".join(f" {argument}" for argument in given)
     place = f"the folder {data['root']}" if own else data["name"]
     passed = f" ({leaking} more have seen validation or test images of this student)"
     seeds = f" -m seed={','.join(map(str, range(members)))}" if members > 1 else ""

@@ -221,12 +221,11 @@ def test_isic_2018_is_read_as_published(tmp_path, make, folder):
     ]
     table = f"{folder}/ISIC2018_Task3_Training_GroundTruth.csv".removeprefix("/")
     write_table(root / table, rows, ",".join(["image", *columns]))
-    datamodule = make(root, table=table if folder else None)
+    datamodule = make(root)
     assert diagnoses(datamodule) == classes
     assert datamodule.classes == tuple(sorted(columns))
-    if folder:
-        with refused(r"ISIC2018_Task3_Training_Input, .*datamodule\.table=<file>"):
-            make(root).find_samples()
+    with refused(r"ISIC2018_Task3_Training_Input, .*datamodule\.table=<file>"):
+        make(root, table=False).find_samples()
 
 
 @pytest.mark.parametrize("lesions", ["", "lesion_id,"])
@@ -242,7 +241,7 @@ def test_isic_2020_is_read_as_published(tmp_path, make, lesions):
         rows.append((name, f"IP_{index // 2}", *lesion, "male,45.0,torso", truth))
     table = "ISIC_2020_Training_GroundTruth_v2.csv"
     write_table(root / table, rows, f"{header}diagnosis,benign_malignant,target")
-    datamodule = make(root, split="lesion_grouped")
+    datamodule = make(root)
     parts = datamodule.find_parts()
     assert datamodule.classes == ("benign", "malignant")
     assert Counter(diagnoses(datamodule).values()) == {"benign": 35, "malignant": 5}
