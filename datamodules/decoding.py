@@ -3,12 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from datamodules.problems import BadFileError
 
-__all__ = ["EXIF", "Header", "is_transparent", "read_header", "read_image", "read_mask"]
+__all__ = [
+    "EXIF",
+    "Header",
+    "is_transparent",
+    "read_header",
+    "read_image",
+    "read_mask",
+    "to_grey_levels",
+]
 
 # What may be done with an EXIF orientation.
 EXIF = ("apply", "ignore")
@@ -73,8 +82,13 @@ def read_image(path: Path, exif: str = "apply") -> np.ndarray:
     """
     picture, _ = _decode(path, exif)
     if isinstance(picture, np.ndarray):
-        levels = max(np.iinfo(np.uint16).max, float(picture.max(initial=0))) + 1
-        grey = (picture.clip(0) / levels * 256).astype(np.uint8)
+        if not np.isfinite(picture).all():
+            raise BadFileError(
+                "values that are not finite",
+                path,
+                f"The image {path} has values that are not finite; save it with whole numbers.",
+            )
+        grey = to_grey_levels(picture, _largest(picture.clip(0)))
         return np.repeat(grey[..., None], 3, axis=2)
     cut_out = _transparent(picture)
     if cut_out is None:
@@ -89,6 +103,13 @@ def read_image(path: Path, exif: str = "apply") -> np.ndarray:
         )
     white = Image.new("RGBA", cut_out.size, "white")
     return np.asarray(Image.alpha_composite(white, cut_out).convert("RGB"))
+
+
+def to_grey_levels(values: np.ndarray, largest: float) -> np.ndarray:
+    """Return numbers from 0 to `largest` as 256 grey levels, uint8; of 16 bits the upper 8 stay."""
+    if largest < 1.5:
+        return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    return (values.clip(0) / (largest + 1) * 256).astype(np.uint8)
 
 
 def is_transparent(path: Path) -> bool:
@@ -127,7 +148,7 @@ def read_mask(path: Path, exif: str = "apply", threshold: float | None = None) -
         BadFileError: the file cannot be decoded, has more levels and no threshold is given, has no
             black, or has another shape in its alpha channel.
     """
-    picture, lossy = _decode(path, exif)
+    picture, lossy = _decode(path, exif, wide=True)
     values, alpha = (picture, None) if isinstance(picture, np.ndarray) else _colours(picture)
     lesion = _lesion(values, lossy)
     if lesion is None:
@@ -180,10 +201,11 @@ def _lesion(values: np.ndarray, lossy: bool) -> np.ndarray | None:
 
 def _largest(values: np.ndarray) -> float:
     """Return the largest value that the type of a mask file can hold."""
-    if values.dtype in (np.uint8, np.uint16):
-        return float(np.iinfo(values.dtype).max)
-    # Floats and 32 bits hold values of smaller types.
-    return next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), float(values.max()))
+    if values.dtype == np.uint8:
+        return 255.0
+    # Larger types also hold values of smaller ones.
+    tops = (255.0, 65535.0) if values.dtype == np.uint16 else (1.0, 255.0, 65535.0)
+    return next((top for top in tops if values.max() <= top), float(values.max()))
 
 
 def _levels_problem(path: Path, values: np.ndarray, lossy: bool) -> BadFileError:
@@ -203,12 +225,17 @@ def _levels_problem(path: Path, values: np.ndarray, lossy: bool) -> BadFileError
     if lossy:
         what += " in a lossy format"
     elif count == 2 and levels.min() > 0:
+        peak = values.max(axis=-1) if values.ndim == 3 else values
+        divided = peak.min() < 0.5 * _largest(values) <= peak.max()
+        way = (
+            ", or set datamodule.mask_threshold=0.5 to read the brighter half of the range as "
+            "lesion"
+        )
         return BadFileError(
             "mask without black",
             path,
             f"The mask {path} has {count} {what} and none is 0, so its lesion is not known; save "
-            "0 for skin and 255 for lesion, or set datamodule.mask_threshold=0.5 to read the "
-            "brighter half of the range as lesion.",
+            f"0 for skin and 255 for lesion{way if divided else ''}.",
         )
     return BadFileError(
         "mask with grey levels",
@@ -232,14 +259,23 @@ def _rgba(picture: Image.Image) -> Image.Image:
     return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
 
 
-def _decode(path: Path, exif: str) -> tuple[Image.Image | np.ndarray, bool]:
-    """Return an image, as numbers where it has more than 8 bits a channel, and if it is lossy."""
+def _decode(path: Path, exif: str, wide: bool = False) -> tuple[Image.Image | np.ndarray, bool]:
+    """Return an image, as numbers where it has more than 8 bits a channel, and if it is lossy.
+
+    Args:
+        path, exif: as in `read_image`.
+        wide: whether colours of 16 bits are numbers too, `(H, W, 3)`; otherwise their upper 8 stay.
+    """
     try:
         if path.exists() and not path.is_file():
             # Opening a pipe would wait for ever.
             raise OSError("it is no regular file")
         with Image.open(path) as image:
             orientation, lossy = _orientation(image), image.format in _LOSSY
+            if wide and orientation == 1 and any(";16" in str(part[3]) for part in image.tile):
+                colours = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+                if colours is not None and colours.ndim == 3:
+                    return colours[..., :3], lossy
             # A TIFF turns upright as it is loaded, other files by this.
             upright = image if orientation == 1 else ImageOps.exif_transpose(image)
             upright.load()

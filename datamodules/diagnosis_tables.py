@@ -36,7 +36,7 @@ KNOWN_TABLES = (
     ({"image_name", "benign_malignant", "target"}, "benign_malignant"),
     ({"isic_id", "diagnosis_1", "diagnosis_2"}, "diagnosis_1"),
 )
-MISSING = {"", "nan", "na", "n/a", "null", "<na>"}
+MISSING = {"", "nan", "na", "n/a", "nat", "none", "null", "<na>"}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from datamodules.problems import BadFileError, Problem
 __all__ = [
     "HIDDEN",
     "IMAGE_SUFFIXES",
+    "UNREAD_SUFFIXES",
     "FileSample",
     "Listing",
     "image_files",
@@ -24,10 +25,19 @@ __all__ = [
     "merge_masks",
     "pair_files",
     "unpaired",
+    "unread_problem",
     "visible_files",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jp2", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
+    ".ppm",
+)
+# Photographs in formats that are not read.
+UNREAD_SUFFIXES = (
+    *(".heic", ".heif", ".avif", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg"),
+    ".jxl",
+)
 # What ISIC 2017 and 2018 put among the photographs.
 SUPERPIXELS = "_superpixels"
 # What systems and archives leave behind, such as thumbnails.
@@ -271,6 +281,10 @@ def _image_files(
             if real not in above:
                 found += _image_files(path, problems, recursive, (*above, real))
             continue
+        if path.suffix.lower() in UNREAD_SUFFIXES:
+            problem = unread_problem(path)
+            problems += [] if problem in problems else [problem]
+            continue
         # A broken link without suffix was one to a folder.
         lost_folder = recursive and not path.suffix and not path.exists()
         if path.suffix.lower() in IMAGE_SUFFIXES or lost_folder:
@@ -295,6 +309,12 @@ def _file_problem(path: Path) -> Problem | None:
         if path.is_symlink() and not path.exists():
             kind, why, fix = "broken link", "is a link to nothing", "restore its target or remove"
     return Problem(kind, path, f"The file {printable(str(path))} {why}; {fix} it.")
+
+
+def unread_problem(path: Path) -> Problem:
+    """Return the problem of a photograph in a format that is not read."""
+    message = f"The image {printable(str(path))} is in a format that is not read; save it as PNG."
+    return Problem("format that is not read", path, message)
 
 
 def images_by_id(

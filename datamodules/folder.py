@@ -1,5 +1,6 @@
 """Any folder of photographs and masks."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +20,12 @@ from datamodules.files import (
 )
 from datamodules.problems import Problem
 from datamodules.segmentation import SegmentationDataModule
-from datamodules.splits import PARTS
+from datamodules.splits import PART_NAMES, PARTS
 
 __all__ = ["Folder"]
 
 # What may follow an image's name in that of its mask, in any case; the first that fits is taken.
 MASK_SUFFIXES = ("", "_segmentation", "_mask", "-mask", "_seg", "_seg0", "_lesion", "_gt")
-PART_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 SPLIT_FILE = "splits.csv"
 # How many file names a message shows.
 SHOWN = 3
@@ -38,7 +34,7 @@ SHOWN = 3
 class Folder(SegmentationDataModule):
     """`images/<id>.jpg` and `masks/<id>.png` under `root`, or both in `train/`, `val/` and `test/`.
 
-    The parts may also be `images/train/` and `masks/train/`, and are called as in `PART_FOLDERS`,
+    The parts may also be `images/train/` and `masks/train/`, and are called as in `PART_NAMES`,
     in upper or lower case. Subfolders, such as one for each patient, are searched; an id is the
     path of an image there, such as `p1/IMG_0001`, after the part. A mask has the path of its image,
     followed by nothing or one of `MASK_SUFFIXES`; it may lie beside its image, or in a `masks/`
@@ -65,8 +61,8 @@ class Folder(SegmentationDataModule):
     def hint(self) -> str:
         """What to do when the data is not there."""
         return (
-            "set datamodule.root to a folder that holds images/ and masks/, or train/, val/ and "
-            "test/ with both."
+            "set datamodule.root to a folder that holds images/ and masks/ (of patients: "
+            "images/<patient>/ and masks/<patient>/), or train/, val/ and test/ with both."
         )
 
     def list_files(self) -> Listing:
@@ -148,7 +144,7 @@ class Folder(SegmentationDataModule):
 
     def _has_pairs(self, folder: Path) -> bool:
         """Tell whether a folder or one of its subfolders has an image with its mask beside it."""
-        keys = {key.lower() for key in images_by_id([folder], [], recursive=True)}
+        keys = {_folded(key) for key in images_by_id([folder], [], recursive=True)}
         return any(key + suffix in keys for key in keys for suffix in self._suffixes if suffix)
 
     def _list_pairs(self, folder: Path, mask_folder: Path | None, part: str | None) -> Listing:
@@ -235,7 +231,7 @@ def _part_folders(folder: Path, besides: Sequence[str] = ()) -> dict[str, Path]:
     found: dict[str, Path] = {}
     others = []
     for path in visible_files(folder) if folder.is_dir() else ():
-        part = next((p for p, names in PART_FOLDERS.items() if path.name.lower() in names), None)
+        part = PART_NAMES.get(path.name.lower())
         if part and path.is_symlink() and not path.exists():
             raise UserError(f"The folder {path} is a link to nothing; restore it or remove it.")
         if not path.is_dir():
@@ -251,7 +247,7 @@ def _part_folders(folder: Path, besides: Sequence[str] = ()) -> dict[str, Path]:
             found[part] = path
     found = {part: found[part] for part in PARTS if part in found}
     if found and others:
-        known = "; ".join(", ".join(names) for names in PART_FOLDERS.values())
+        known = ", ".join(PART_NAMES)
         first = next(iter(found.values())).name
         raise UserError(
             f"The folder {printable(str(others[0]))} beside {first}/ is none "
@@ -264,6 +260,11 @@ def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible_files(folder))
 
 
+def _folded(name: str) -> str:
+    """Return a name in one case and in one of the two forms that accents have in Unicode."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 def _match(
     images: Mapping[str, Path], masks: Mapping[str, Path], suffixes: Sequence[str]
 ) -> dict[str, str]:
@@ -273,12 +274,12 @@ def _match(
     """
     free: dict[str, list[str]] = {}
     for key in masks:
-        free.setdefault(key.lower(), []).append(key)
+        free.setdefault(_folded(key), []).append(key)
     pairs: dict[str, str] = {}
 
     def take(image: str, name: str) -> None:
         for suffix in suffixes:
-            keys = free.get(name.lower() + suffix)
+            keys = free.get(_folded(name) + suffix)
             if keys:
                 # On some systems names that differ in case alone are two files.
                 exact = [key for key in keys if key.startswith(name)]
@@ -289,8 +290,8 @@ def _match(
     for key in images:
         take(key, key)
     names = {key: key.rpartition("/")[2] for key in images}
-    counts = Counter(name.lower() for name in names.values())
+    counts = Counter(map(_folded, names.values()))
     for key, name in names.items():
-        if key not in pairs and counts[name.lower()] == 1:
+        if key not in pairs and counts[_folded(name)] == 1:
             take(key, name)
     return pairs

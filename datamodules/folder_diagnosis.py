@@ -21,16 +21,22 @@ from datamodules.diagnosis_tables import (
     plain_name,
     read_diagnoses,
 )
-from datamodules.files import HIDDEN, IMAGE_SUFFIXES, SUPERPIXELS, FileSample, Listing
-from datamodules.folder import MASK_SUFFIXES, PART_FOLDERS, SPLIT_FILE
+from datamodules.files import (
+    HIDDEN,
+    IMAGE_SUFFIXES,
+    SUPERPIXELS,
+    UNREAD_SUFFIXES,
+    FileSample,
+    Listing,
+    unread_problem,
+)
+from datamodules.folder import MASK_SUFFIXES, SPLIT_FILE
 from datamodules.problems import Problem
-from datamodules.splits import stratified_grouped_split
+from datamodules.splits import PART_NAMES, stratified_grouped_split
 from datamodules.tables import column_names, read_records
 
 __all__ = ["FolderDiagnosis"]
 
-# In lower case, as they are compared.
-PART_NAMES = {name: part for part, names in PART_FOLDERS.items() for name in names}
 IMAGES = "images"
 TABLES = ("labels.csv", "metadata.csv")
 # Columns of the tables of predictions, where each class has a column of its name.
@@ -423,9 +429,11 @@ class _ImageIndex:
         self.masks = set(masks)
         self._by_path: dict[str, list[Path]] = {}
         self._by_tail: dict[str, list[Path]] = {}
+        self._by_folded: dict[str, list[Path]] = {}
         for image in self.images:
             path = self._path(image)
             self._by_path.setdefault(path, []).append(image)
+            self._by_folded.setdefault(path.casefold(), []).append(image)
             for tail in _tails(path):
                 self._by_tail.setdefault(tail, []).append(image)
 
@@ -444,6 +452,10 @@ class _ImageIndex:
         if not found:
             paths = (self._by_path.get(tail) for tail in _tails(key))
             found = next(filter(None, paths), [])
+        if not found:
+            # Written in another case, where that is no other photograph.
+            alike = self._by_folded.get(key.casefold(), [])
+            found = alike if len(alike) == 1 else []
         found = [image for image in found if image not in self.masks] or found
         same = [image for image in found if image.suffix.lower() == Path(name).suffix.lower()]
         return same or found
@@ -495,6 +507,8 @@ def _find_images(folder: Path, problems: list[Problem]) -> tuple[list[Path], lis
         entered.add(real)
         for name in names:
             path = Path(place, name)
+            if path.suffix.lower() in UNREAD_SUFFIXES and not name.startswith(HIDDEN):
+                problems.append(unread_problem(path))
             if name.startswith(HIDDEN) or path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
             if path.stem.lower().endswith(SUPERPIXELS):

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from common.geometry import fitted, interpolation_weights
-from datamodules.decoding import is_transparent, read_image
+from datamodules.decoding import is_transparent, read_image, to_grey_levels
 from datamodules.problems import BadFileError
 from datamodules.transforms import resize_image
 
@@ -176,14 +176,16 @@ def _shrunk(picture: Image.Image, factor: int) -> tuple[Image.Image, bool]:
     width, height = picture.size
     small = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     deep = picture.mode.startswith(("I", "F"))
-    highest = max(65535.0, float(picture.getextrema()[1])) if deep else 0.0
+    highest = float(picture.getextrema()[1]) if deep else 0.0
+    if deep and not np.isfinite(highest):
+        raise ValueError("it has values that are not finite")
+    largest = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
     transparent, opaque = False, not picture.has_transparency_data
     rows = max(1, STRIP_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
         strip = picture.crop((0, top, width, min(top + rows, height)))
         if deep:
-            levels = np.asarray(strip).clip(0) / (highest + 1) * 256
-            strip = Image.fromarray(levels.astype(np.uint8))
+            strip = Image.fromarray(to_grey_levels(np.asarray(strip), largest))
         elif picture.has_transparency_data:
             strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
             least, most = strip.getchannel("A").getextrema()

@@ -14,9 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
-from common.text import printable
+from common.text import printable, skip
 from datamodules.base import prepare_process
-from datamodules.files import HIDDEN, IMAGE_SUFFIXES, SUPERPIXELS
+from datamodules.files import (
+    HIDDEN,
+    IMAGE_SUFFIXES,
+    SUPERPIXELS,
+    UNREAD_SUFFIXES,
+    unread_problem,
+)
 from datamodules.large import Photograph, read_photograph
 from datamodules.loading import EpochSampler
 from datamodules.problems import BadFileError
@@ -26,7 +32,6 @@ from datamodules.transforms import normalise
 __all__: list[str] = []
 
 # Taken from a folder; a file that is named outright may be called anything.
-SUFFIXES = (*IMAGE_SUFFIXES, ".webp", ".gif", ".jfif", ".jp2", ".ppm")
 # What a prediction leaves behind in its folder, and how that begins.
 TABLE = "predictions.csv"
 TABLE_START = b"file,name,height,width,"
@@ -96,9 +101,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         ]
         for file in sorted(files):
             path = here / file
+            if path.suffix.lower() in UNREAD_SUFFIXES and not file.startswith(HIDDEN):
+                skip(unread_problem(path).message)
             if (
                 not file.startswith(HIDDEN)
-                and path.suffix.lower() in SUFFIXES
+                and path.suffix.lower() in IMAGE_SUFFIXES
                 and not path.stem.lower().endswith(SUPERPIXELS)
             ):
                 yield path
@@ -152,10 +159,12 @@ def output_names(files: Sequence[Path], base: Path) -> list[str]:
         else path.with_name(path.name.replace(".", "_")).as_posix()
         for path in inside
     ]
-    twice = [name for name, count in Counter(map(_key, names)).items() if count > 1]
-    if twice:
+    counts = Counter(map(_key, names))
+    twice = next((name for name in names if counts[_key(name)] > 1), None)
+    if twice is not None:
+        same = [f for f, name in zip(files, names, strict=True) if _key(name) == _key(twice)]
         raise UserError(
-            f"input has two files that would both be written as {twice[0]}; rename one of them."
+            f"{same[0]} and {same[1]} would both be written as {twice}; rename one of them."
         )
     return names
 

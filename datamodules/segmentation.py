@@ -105,10 +105,10 @@ class SegmentationDataModule(CachedDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
-        self._refuse_empty_masks()
+        self._refuse_blank_masks()
 
-    def _refuse_empty_masks(self) -> None:
-        """Refuse masks that are all empty, in the whole set or in its training part.
+    def _refuse_blank_masks(self) -> None:
+        """Refuse masks that are all empty or all full, in the whole set or in its training part.
 
         Raises:
             UserError: they are.
@@ -120,12 +120,18 @@ class SegmentationDataModule(CachedDataModule):
             row for row, part in zip(rows, self.parts.values(), strict=True) if part == "train"
         ]
         for what, chosen in (("dataset", rows), ("train part", train)):
-            # The first mask with a lesion ends the search.
+            # The first mask with a lesion, and the first with skin, end the search.
             if chosen and not any(self.cache.masks[row].any() for row in chosen):
                 raise UserError(
                     f"All {len(chosen)} masks of the {what} {self.name} in {self.root} are empty "
                     f"at {self.image_size} px; save 0 for skin and 255 for lesion as colours, not "
                     "in the alpha channel, or raise datamodule.image_size."
+                )
+            if len(chosen) > 1 and all(self.cache.masks[row].all() for row in chosen):
+                raise UserError(
+                    f"All {len(chosen)} masks of the {what} {self.name} in {self.root} are full; "
+                    "save 0 for skin and 255 for lesion, or choose another "
+                    "datamodule.mask_threshold."
                 )
 
     def test_at_native_size(self) -> None:

@@ -4,17 +4,20 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import write_text_atomic
+from datamodules.files import IMAGE_SUFFIXES
 from datamodules.tables import read_table
 
 __all__ = [
     "PARTS",
+    "PART_NAMES",
     "fold_split",
     "grouped_split",
     "leaks",
@@ -30,6 +33,12 @@ __all__ = [
 ]
 
 PARTS = ("train", "val", "test")
+# What a part may be called, in lower case.
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _DIGEST = re.compile("[0-9a-f]{16}")
 
 
@@ -85,7 +94,8 @@ def stratified_grouped_split(
 ) -> list[str]:
     """Divide samples as `grouped_split` does, each class by itself.
 
-    Every class is then in the parts in the proportions of the reference, to within half a group.
+    Every class is then in the parts in the proportions of the reference, to within half a group; of
+    a class with as many groups as parts, each part has one.
 
     Args:
         groups, reference, seed: as in `grouped_split`.
@@ -100,12 +110,28 @@ def stratified_grouped_split(
     parts = [""] * len(groups)
     for label in sorted(set(class_of.values())):
         rows = [row for row, group in enumerate(groups) if class_of[group] == label]
-        dealt = _deal_groups([groups[row] for row in rows], reference, seed)
+        own = [groups[row] for row in rows]
+        dealt = _fill_parts(own, _deal_groups(own, reference, seed), reference)
         for row, part in zip(rows, dealt, strict=True):
             parts[row] = part
     what = f"{len(groups)} images in {len(class_of)} group(s)"
     _refuse_empty_parts(parts, reference, what)
     return parts
+
+
+def _fill_parts(groups: Sequence[str], parts: Sequence[str], reference: Sequence[int]) -> list[str]:
+    """Give parts without a group the smallest of those in the part that has most of them."""
+    part_of = dict(zip(groups, parts, strict=True))
+    images = Counter(groups)
+    wanted = [part for part, size in zip(PARTS, reference, strict=True) if size]
+    if len(part_of) < len(wanted):
+        return list(parts)
+    for part in wanted:
+        if part not in part_of.values():
+            counts = Counter(part_of.values())
+            most = max(PARTS, key=lambda other: counts[other])
+            part_of[min((images[g], g) for g, p in part_of.items() if p == most)[1]] = part
+    return [part_of[group] for group in groups]
 
 
 def _deal_groups(groups: Sequence[str], sizes: Sequence[int], seed: int) -> list[str]:
@@ -252,12 +278,15 @@ def official_split(
 def read_split(path: Path, ids: Sequence[str]) -> list[str]:
     """Return the part of each sample from a CSV with the columns `id` and `split`.
 
+    An id may have the suffix of its file, and parts are called as in `PART_NAMES`.
+
     Raises:
         UserError: the file cannot be read, an image is missing or unknown or has two rows, a part
-            has another name than train, val and test, or one is empty.
+            has another name, or one is empty.
     """
     rows = read_table(path, "id", ["split"], "give datamodule.split_file a CSV with both")
     known = set(ids)
+    rows = {_without_suffix(key, known): row for key, row in rows.items()}
     for what, keys in (
         ("has no row for", [key for key in ids if key not in rows]),
         ("names images that are not there,", [key for key in rows if key not in known]),
@@ -268,6 +297,7 @@ def read_split(path: Path, ids: Sequence[str]) -> list[str]:
                 "image needs one row."
             )
     for key, row in rows.items():
+        row["split"] = PART_NAMES.get(row["split"].casefold(), row["split"])
         if row["split"] not in PARTS:
             raise UserError(
                 f"datamodule.split_file={path} has split={row['split']} for {key}; choose from "
@@ -278,6 +308,13 @@ def read_split(path: Path, ids: Sequence[str]) -> list[str]:
         if part not in parts:
             raise UserError(f"datamodule.split_file={path} has no image in {part}; give it some.")
     return parts
+
+
+def _without_suffix(key: str, known: Set[str]) -> str:
+    """Return an id of a table as the samples have it."""
+    stem, dot, suffix = key.rpartition(".")
+    is_file = key not in known and f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES
+    return stem if is_file and stem in known else key
 
 
 def read_parts(path: Path) -> tuple[dict[str, str], dict[str, str] | None]:

@@ -5,7 +5,6 @@ that distract, and one lesion of low contrast, irregular outline, several colour
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -30,14 +29,13 @@ class Synthetic(SegmentationDataModule):
     """Deterministic synthetic images, made once and cached like any other dataset.
 
     Args:
-        root: must be none.
         num_samples: images to make; 70 % train, 10 % val, 20 % test in the reference's proportions.
         content_seed: which images are made, apart from `seed`, so that a sweep over seeds keeps
             its data.
-        settings: everything else that `SegmentationDataModule` takes.
+        arguments, settings: everything that `SegmentationDataModule` takes; `root` must be none.
 
     Raises:
-        UserError: a folder is given.
+        UserError: a `root` is given.
     """
 
     name = "synthetic"
@@ -49,19 +47,15 @@ class Synthetic(SegmentationDataModule):
         return "it is made up as it is needed."
 
     def __init__(
-        self,
-        *,
-        root: str | Path | None = None,
-        num_samples: int = 640,
-        content_seed: int = 0,
-        **settings: Any,
+        self, *arguments: Any, num_samples: int = 640, content_seed: int = 0, **settings: Any
     ) -> None:
+        super().__init__(*arguments, **settings)
+        root = settings.get("root", next(iter(arguments[3:]), None))
         if root is not None:
             raise UserError(
                 f"datamodule.root={root} has no effect on data that is made up; add "
                 "datamodule=folder or datamodule=folder_diagnosis to use that folder."
             )
-        super().__init__(**settings)
         self.num_samples = num_samples
         self.content_seed = content_seed
 

@@ -37,6 +37,11 @@ def read_table(path: Path, key: str, columns: Sequence[str], source: str) -> dic
         UserError: the file cannot be read, a column is missing, or an image has two rows.
     """
     header, records = read_records(path, source, (key, *columns))
+    # As people write them, such as ID.
+    others = {name: _alike(name, header) for name in (key, *columns) if name not in header}
+    for row in records:
+        row |= {name: row[other] for name, other in others.items() if other}
+    header = [*header, *(name for name, other in others.items() if other)]
     missing = {key, *columns} - set(header)
     if missing:
         raise UserError(
@@ -101,6 +106,12 @@ def read_records(
     return header, records
 
 
+def _alike(name: str, header: Sequence[str]) -> str | None:
+    """Return the column that differs from a name in its case alone."""
+    found = [column for column in header if column.casefold() == name.casefold()]
+    return found[0] if len(found) == 1 else None
+
+
 def column_names(header: Sequence[str]) -> str:
     """Return the names of a table's columns for a message, without what is too long for one."""
     names = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in header if name]
@@ -114,7 +125,11 @@ def _reader(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _decode(content: bytes) -> str:
-    """Return the text of a file."""
+    """Return the text of a file.
+
+    Raises:
+        csv.Error: it is none.
+    """
     # Tables begin with plain letters or a quote: of each such letter UTF-16 has one byte zero.
     start = content[:2]
     if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -126,8 +141,10 @@ def _decode(content: bytes) -> str:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError:
             encoding = "cp1252"
-    # A file that is no text has none of the columns either, and is refused for that.
-    return content.decode(encoding, errors="replace")
+    text = content.decode(encoding, errors="replace")
+    if "\0" in text or "\ufffe" in text:
+        raise csv.Error("it is no text")
+    return text
 
 
 def _separator(text: str, columns: Sequence[str]) -> str:
@@ -145,6 +162,8 @@ def _separator(text: str, columns: Sequence[str]) -> str:
         header = [name.strip() for name in seen[0]] if seen else []
         # A name of a column may hold another separator, and then rarely every row as many.
         alike = sum(len(fields) == len(header) for fields in seen) if len(header) > 1 else 0
-        return set(columns) <= set(header) and bool(columns), alike, len(header)
+        folded = {name.casefold() for name in header}
+        known = bool(columns) and {name.casefold() for name in columns} <= folded
+        return known, alike, len(header)
 
     return max(SEPARATORS, key=fit)

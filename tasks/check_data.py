@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from common.errors import UserError
+from common.errors import UserError, check_number
 from common.files import write_text_atomic
 from common.markup import html_page, html_picture, html_table
 from common.text import plain_text, printable, say
@@ -35,6 +35,7 @@ def run(config: dict[str, Any]) -> None:
         UserError: the folders are missing; or, when the report is written, something would stop a
             training or spoil its scores.
     """
+    check_number("num_images", config["num_images"], 0, whole=True)
     datamodule = build_datamodule(config["datamodule"])
     folder = Path(config["paths"]["run"])
     listing = datamodule.read_listing()
@@ -47,6 +48,9 @@ def run(config: dict[str, Any]) -> None:
     if {found.covered for found in inspections} - {None} == {0.0}:
         message = f"All masks in {datamodule.root} are empty; save 0 for skin and 255 for lesion."
         problems.append(Problem("all masks empty", datamodule.root, message))
+    if len(inspections) > 1 and {found.covered for found in inspections} - {None} == {1.0}:
+        message = f"All masks in {datamodule.root} are full; save 0 for skin and 255 for lesion."
+        problems.append(Problem("all masks full", datamodule.root, message))
     # The headers and the pixels of a file may show the same.
     problems = list(dict.fromkeys(problems))
     remarks += dict.fromkeys(remark for found in inspections for remark in found.remarks)

@@ -1,6 +1,7 @@
 """What every prediction of photographs leaves behind: a table, written while a bar moves."""
 
 import csv
+import hashlib
 import io
 import os
 import time
@@ -16,7 +17,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.files import append_line, lock_path, locked, write_text_atomic
 from common.tables import gather_rows
-from common.text import cell, printable
+from common.text import cell, from_cell, printable
 from datamodules.photographs import TABLE
 
 __all__ = ["PhotographWriter", "Predicted"]
@@ -47,7 +48,8 @@ class PhotographWriter(L.Callback):
 
     Args:
         folder: where to.
-        settings: digest of all that shapes a prediction, for the column of that name.
+        settings: digest of all that shapes a prediction; the column of that name also tells whether
+            a photograph has changed.
         names: of the photographs of all processes.
         progress: whether to show one.
     """
@@ -90,24 +92,39 @@ class PhotographWriter(L.Callback):
     def done(self, files: Iterable[Path], names: Iterable[str]) -> set[str]:
         """Return the names of the photographs that were predicted with the same settings.
 
-        They have their row, without error, and all their files.
+        They have their row, without error, and all their files, and have not changed since.
 
         Raises:
-            UserError: the table is of another kind.
+            UserError: the table is of another kind, or has another photograph of one of the names.
         """
         rows = {row["name"]: row for row in self._read_table()}
         finished = set()
         for file, name in zip(files, names, strict=True):
             row = rows.get(cell(name))
+            if row is None:
+                continue
+            if not _same_file(row["file"], file) and Path(from_cell(row["file"])).is_file():
+                raise UserError(
+                    f"{printable(str(self.folder))} has a prediction of {row['file']}, which that "
+                    f"of {printable(str(file))} would replace; give another output."
+                )
             if (
-                row is not None
-                and not row["error"]
-                and row["settings"] == self.settings
+                not row["error"]
+                and row["settings"] == self._digest(file)
                 and _same_file(row["file"], file)
-                and all((self.folder / t.format(name)).is_file() for t in self.templates)
+                and all(_has_content(self.folder / t.format(name)) for t in self.templates)
             ):
                 finished.add(name)
         return finished
+
+    def _digest(self, file: Path) -> str:
+        """Return a digest of the settings and of the photograph's size and time of change."""
+        try:
+            known = file.stat()
+        except OSError:
+            return self.settings
+        text = f"{self.settings} {known.st_size} {known.st_mtime_ns}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def prepare(self) -> None:
         """Remove the rows of photographs that are about to be predicted, and half-written files.
@@ -177,7 +194,7 @@ class PhotographWriter(L.Callback):
         for index in range(count):
             row: Row = dict.fromkeys(self.columns, "")
             row |= {key: batch[key][index] for key in ("file", "name", "remark", "error")}
-            row["settings"] = self.settings
+            row["settings"] = self._digest(Path(row["file"]))
             self.rows.append(row)
             if not row["error"] and not all(v[index].isfinite().all() for v in maps.values()):
                 row["error"] = (
@@ -235,6 +252,10 @@ def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _same_file(shown: str, file: Path) -> bool:

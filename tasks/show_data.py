@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from common.errors import check_number
 from common.files import atomic_path
 from common.pictures import TRUTH_COLOUR, draw_contour, enlarge, stretch, tile
 from common.text import say
@@ -29,6 +30,8 @@ def run(config: dict[str, Any]) -> None:
     Raises:
         UserError: bad data or arguments.
     """
+    for key in ("num_images", "num_epochs"):
+        check_number(key, config[key], 1, whole=True)
     datamodule = build_datamodule(config["datamodule"])
     datamodule.prepare_data()
     datamodule.setup()

@@ -2,12 +2,14 @@
 
 import os
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.errors import UserError
 from datamodules.decoding import is_transparent, read_header, read_image, read_mask
+from datamodules.problems import BadFileError
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,28 @@ def test_masks_of_sixteen_bits_are_read(tmp_path, lesion):
     mask = np.eye(5, dtype=np.uint16)
     Image.fromarray(mask * np.uint16(lesion)).save(tmp_path / "mask.tiff")
     assert np.array_equal(read_mask(tmp_path / "mask.tiff"), mask)
+
+
+@pytest.mark.parametrize("lesion", [1, 255, 65535])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_sixteen_bits_are_masks(tmp_path, lesion, channels):
+    mask = np.eye(5, dtype=np.uint16)
+    colours = np.repeat((mask * np.uint16(lesion))[..., None], channels, 2)
+    colours[..., 3:] = 65535
+    cv2.imwrite(str(tmp_path / "mask.png"), colours)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 1), ("int32", 255), ("uint16", 255)])
+def test_numbers_are_photographs_by_their_range(tmp_path, dtype, scale):
+    values = (np.array([[0, 0.5, 1]]) * scale).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    assert abs(read_image(tmp_path / "deep.tif")[0, :, 0].astype(int) - [0, 127, 255]).max() <= 1
+    if dtype == "float32":
+        values[0, 0] = np.nan
+        Image.fromarray(values).save(tmp_path / "deep.tif")
+        with pytest.raises(BadFileError, match=r"deep.tif has values that are not finite"):
+            read_image(tmp_path / "deep.tif")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])

@@ -1,6 +1,7 @@
 """Any folder of images and masks."""
 
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_folders_of_parts_mean_what_they_say(tmp_path, load, folders, layout):
 def test_another_folder_beside_train_is_refused(tmp_path, load, layout):
     write_parts(tmp_path / "mine", "train", "holdout", "test", layout=layout)
     (tmp_path / "mine" / ".cache").mkdir()
-    with pytest.raises(UserError, match=r"holdout.*train, training; val, valid, validation, dev;"):
+    with pytest.raises(UserError, match=r"holdout.*train, training, val, valid, validation, dev,"):
         load(Folder, tmp_path / "mine")
 
 
@@ -309,3 +310,19 @@ def test_turned_photographs_are_refused_before_anything_is_cached(tmp_path, load
     assert np.array_equal(stored.masks, turned.masks)
     with pytest.raises(UserError, match="datamodule.exif=always"):
         load(Folder, root, exif="always")
+
+
+def test_accents_and_formats_of_any_kind_pair(tmp_path, load):
+    write_discs(tmp_path / "mine", 12)
+    for index, path in enumerate(sorted((tmp_path / "mine" / "images").iterdir())):
+        mask = tmp_path / "mine" / "masks" / f"{path.stem}.png"
+        name = f"\u00e9{index}"
+        with Image.open(path) as picture:
+            picture.save(path.with_name(f"{name}.webp"))
+        path.unlink()
+        mask.rename(mask.with_name(unicodedata.normalize("NFD", f"{name}.png")))
+    datamodule = load(Folder, tmp_path / "mine")
+    assert sum(map(len, datamodule.datasets.values())) == 12
+    (tmp_path / "mine" / "images" / "x.HEIC").touch()
+    with pytest.raises(UserError, match=r"x.HEIC is in a format that is not read"):
+        load(Folder, tmp_path / "mine")

@@ -154,7 +154,7 @@ def one_lesion(root):
         ),
         (
             lambda r: (r / METADATA).write_bytes(b"\x89PNG\xff\xfe\x00,"),
-            r"metadata.csv has no columns (image_id and )?lesion_id; get it from",
+            r"metadata.csv cannot be read \(it is no text\); get it from",
         ),
         (
             one_lesion,

@@ -85,5 +85,6 @@ def test_suffixes_divide_what_has_one_stem(photos, tmp_path):
     found = names(photos, tmp_path / "out")
     assert {"p1/IMG_0001_jpg", "p1/img_0001_PNG", "p2/IMG_0001"} <= set(found)
     (photos / "p1" / "img_0001.JPG").touch()
-    with pytest.raises(UserError, match="both be written as p1/img_0001_jpg"):
+    message = r"p1/IMG_0001.jpg and .*p1/img_0001.JPG would both be written"
+    with pytest.raises(UserError, match=message):
         names(photos, tmp_path / "out")

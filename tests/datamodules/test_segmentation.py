@@ -124,6 +124,12 @@ def test_masks_that_are_all_empty_are_refused(tmp_path, load, empty, message):
     one = root / "train" / "masks" / "disc_07.png"
     Image.new("L", (64, 48), 255).save(one)
     assert len(load(Folder, root).datasets["train"]) == 8
+    for part in ("train", "val", "test"):
+        for path in (root / part / "masks").iterdir():
+            Image.new("L", (64, 48), 255).save(path)
+    with pytest.raises(UserError, match="All 12 masks of the dataset .* are full"):
+        load(Folder, root)
+    Image.new("L", (64, 48)).save(one)
     # A selection of healthy skin is no broken dataset.
     assert len(load(Folder, root, overfit=1).datasets["train"]) == 1
     assert len(load(Folder, root, split="all", limit_test=1).datasets["test"]) == 1

@@ -167,7 +167,7 @@ def test_the_digests_of_a_run_do_not_disturb_its_split(tmp_path):
         (["a,train", "b,val"], r"has no row for 1 image\(s\), first c"),
         (["a,train", "b,val", "c,test", "d,test"], r"names images that are not there, 1 .*first d"),
         (["a,train", "b,val", "c,test", "a,val"], r"has two rows of a; remove one"),
-        (["a,train", "b,valid", "c,test"], r"has split=valid for b; choose from train, val, test"),
+        (["a,train", "b,fold1", "c,test"], r"has split=fold1 for b; choose from train, val, test"),
         (["a,train", "b,val", "c,val"], r"has no image in test"),
     ],
 )
@@ -176,6 +176,23 @@ def test_a_split_file_that_does_not_fit_is_refused(tmp_path, rows, message):
     path.write_text("\n".join(["id,split", *rows]))
     with pytest.raises(UserError, match=message):
         read_split(path, ["a", "b", "c"])
+
+
+def test_a_split_file_is_read_as_people_write_it(tmp_path):
+    (tmp_path / "splits.csv").write_text("ID;Split\na.jpg;Training\nb.PNG;valid\nc.tar;Test\n")
+    assert read_split(tmp_path / "splits.csv", ["c.tar", "a", "b"]) == ["test", "train", "val"]
+
+
+def test_small_classes_are_in_every_part():
+    for count in (3, 8):
+        groups = [f"{label} {number}" for label in range(3) for number in range(count)]
+        labels = [int(group[0]) for group in groups]
+        for seed in range(5):
+            parts = stratified_grouped_split(groups, labels, (7, 1, 2), seed)
+            found = {(label, part) for label, part in zip(labels, parts, strict=True)}
+            assert len(found) == 9, (count, seed)
+    with pytest.raises(UserError, match="too few"):
+        stratified_grouped_split(["a", "b"], [0, 1], (7, 1, 2), 0)
 
 
 def test_a_split_file_without_its_columns_is_refused(tmp_path):

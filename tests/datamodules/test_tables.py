@@ -30,12 +30,22 @@ def test_rows_are_read_by_their_key(tmp_path, content):
     assert {key: row["lesion"] for key, row in rows.items()} == {"a": "1", "b": ""}
 
 
+def test_columns_may_be_in_any_case(tmp_path):
+    (tmp_path / "table.csv").write_bytes("ID;Lesion\na;1\n".encode("utf-16"))
+    rows = read_table(tmp_path / "table.csv", "id", ["lesion"], "get it")
+    assert rows["a"]["lesion"] == "1"
+    (tmp_path / "table.csv").write_text("ID,Id,lesion\na,b,1\n")
+    with pytest.raises(UserError, match="no columns id"):
+        read_table(tmp_path / "table.csv", "id", ["lesion"], "get it")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"image\na\n", "table.csv has no columns lesion; get it."),
         (b"", "table.csv has no columns image and lesion; get it."),
-        (b"\x89PNG\xff\xfe\x00,", "table.csv has no columns image and lesion; get it."),
+        (b"\x89PNG\xff\xfe\x00,", r"table.csv cannot be read \(it is no text\)"),
+        (b"\x00\xff\xfe\x89PNG" * 30, r"table.csv cannot be read \(it is no text\)"),
         (b"image,lesion\na,1\na,1\n", "table.csv has two rows of a; remove one of them."),
         (b"image;place;age\na;b;1\n", "no columns lesion; .* columns are image, place, age"),
         (b"image,lesion\na,1\nb,2,3\n", "Row 3 of .*table.csv has 3 fields.* has 2; .*quotes"),

@@ -470,12 +470,20 @@ def test_rows_of_other_settings_or_photographs_are_not_done(photos, predict, tmp
     predict("skip_existing=true", "threshold=0.9", "trainer.precision=bf16-true")
     half = without_seconds(tmp_path / "masks")
     assert all(half[name]["settings"] != high[name]["settings"] for name in high)
-    # Another photograph of the same name.
+    # Another photograph of the same name is no new version of it.
     (photos / "more").mkdir()
     Image.new("RGB", (50, 40), (200, 150, 130)).save(photos / "more" / "photo_1.png")
-    predict("skip_existing=true", "threshold=0.9", source=photos / "more")
+    with pytest.raises(UserError, match=r"prediction of .*photo_1.jpg, .*more/photo_1.png would"):
+        predict("skip_existing=true", source=photos / "more")
+    shutil.copy(photos / "more" / "photo_1.png", photos / "photo_1.jpg")
+    shutil.rmtree(photos / "more")
+    (tmp_path / "masks" / "photo_0_mask.png").write_bytes(b"")
+    before = rows_in(tmp_path / "masks")
+    predict("skip_existing=true", "threshold=0.9", "trainer.precision=bf16-true")
     rows = rows_in(tmp_path / "masks")
     assert (rows["photo_1"]["width"], rows["photo_0"]["width"]) == ("50", "192")
+    assert rows["photo_2"] == before["photo_2"], "it is done already"
+    assert (tmp_path / "masks" / "photo_0_mask.png").stat().st_size > 0
 
 
 def test_tables_of_other_kinds_are_kept(photos, predict, tmp_path):

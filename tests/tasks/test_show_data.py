@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.errors import UserError
 from common.pictures import TRUTH_COLOUR
 from tasks import show_data
 
@@ -47,6 +48,12 @@ def test_without_augmentation_all_epochs_are_the_image(show):
     for row in grid:
         assert np.array_equal(row[0], row[1])
         assert np.array_equal(row[0], row[2])
+
+
+@pytest.mark.parametrize("override", ["num_images=0", "num_images=2.5", "num_epochs=x"])
+def test_numbers_of_pictures_are_checked(make_config, override):
+    with pytest.raises(UserError, match=f"{override} must be a whole number, at least 1"):
+        show_data.run(make_config("task=show_data", override))
 
 
 def test_views_are_shown(show):
