@@ -31,7 +31,6 @@ from datamodules.transforms import normalise
 # Not listed for `datamodule=`: the predict task makes it from `input`.
 __all__: list[str] = []
 
-# Taken from a folder; a file that is named outright may be called anything.
 # What a prediction leaves behind in its folder, and how that begins.
 TABLE = "predictions.csv"
 TABLE_START = b"file,name,height,width,"

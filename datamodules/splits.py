@@ -286,7 +286,12 @@ def read_split(path: Path, ids: Sequence[str]) -> list[str]:
     """
     rows = read_table(path, "id", ["split"], "give datamodule.split_file a CSV with both")
     known = set(ids)
-    rows = {_without_suffix(key, known): row for key, row in rows.items()}
+    named: dict[str, str] = {}
+    for key in rows:
+        first = named.setdefault(_without_suffix(key, known), key)
+        if first != key:
+            raise UserError(f"{path} has rows of {first} and {key}, one image; remove one of them.")
+    rows = {name: rows[key] for name, key in named.items()}
     for what, keys in (
         ("has no row for", [key for key in ids if key not in rows]),
         ("names images that are not there,", [key for key in rows if key not in known]),

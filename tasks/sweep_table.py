@@ -266,7 +266,7 @@ def _write_images(path: Path, lines: Sequence[Line]) -> None:
                         ]
                 except FileNotFoundError:
                     continue
-                except (OSError, ValueError, csv.Error) as error:
+                except (OSError, ValueError, AttributeError, csv.Error) as error:
                     skip(f"{images} is damaged ({type(error).__name__}); test the run again.")
                     continue
                 rows += [told | {"fold": fold} | row for row in found]

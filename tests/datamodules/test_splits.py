@@ -181,6 +181,9 @@ def test_a_split_file_that_does_not_fit_is_refused(tmp_path, rows, message):
 def test_a_split_file_is_read_as_people_write_it(tmp_path):
     (tmp_path / "splits.csv").write_text("ID;Split\na.jpg;Training\nb.PNG;valid\nc.tar;Test\n")
     assert read_split(tmp_path / "splits.csv", ["c.tar", "a", "b"]) == ["test", "train", "val"]
+    (tmp_path / "splits.csv").write_text("id,split\na.jpg,train\na,test\nb,val\n")
+    with pytest.raises(UserError, match=r"rows of a.jpg and a, one image"):
+        read_split(tmp_path / "splits.csv", ["a", "b"])
 
 
 def test_small_classes_are_in_every_part():
