@@ -37,7 +37,7 @@ BLOCK = 1 << 22
 _SIZES = ("lesion_pixels", "predicted_pixels")
 _NOT_SCORES = {"id", "finite", *_SIZES, *(NATIVE + name for name in _SIZES)}
 # How reading a damaged table fails.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, csv.Error)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error)
 # Columns of predictions.csv that are no classes.
 FIXED_COLUMNS = ("id", "label", "predicted", "correct", "confidence")
 
