@@ -122,9 +122,9 @@ class OnTeachersNetwork:
                 self.network.load_state_dict(teacher.network.state_dict())
             except RuntimeError as error:
                 raise UserError(
-                    f"The teacher's network {type(teacher.network).__name__} is not the "
-                    f"{type(self.network).__name__} that network.name and network.kwargs name; "
-                    "what is trained on it needs the same."
+                    f"The teacher's network ({type(teacher.network).__name__}) has other weights "
+                    f"than that of network.name and network.kwargs ({type(self.network).__name__})"
+                    "; make them equal, or choose another teacher."
                 ) from error
         self.network.requires_grad_(False)
         self.train()

@@ -113,5 +113,5 @@ def test_mistakes_are_named(unet):
     with pytest.raises(UserError, match="auxiliary_bce.weight=0 leaves nothing to train"):
         make(unet, losses={"bce": {"weight": 1}})
     other = FrozenTeacher(Segmentation(UNet(base_width=3), {"bce": {"weight": 1}}, ADAM))
-    with pytest.raises(UserError, match="The teacher's network is not the one that network.name"):
+    with pytest.raises(UserError, match=r"UNet\) has other weights than that of network.name"):
         make(unet, other)
