@@ -41,7 +41,7 @@ ISIC2018 = (
 
 @pytest.fixture
 def read(tmp_path):
-    """Reads a text as a table of which every photograph is known."""
+    """Return a function that reads a table whose photographs all exist."""
 
     def run(text, known=lambda _: True, rest_class=None, encoding="utf-8", **columns):
         path = tmp_path / "table.csv"
