@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -59,15 +60,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(UNFINISHED, f".{path.name}.", path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _unfinished(path)
         try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             yield temporary
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """Return a new hidden name beside `path`.
+
+    It is known before anything has it, so that a signal that arrives while the file is created
+    (`tempfile` would only then return the name) leaves nothing behind.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -126,8 +135,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         OSError: the disk is full, or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(UNFINISHED, f".{path.name}.", path.parent))
+    temporary = _unfinished(path)
     try:
+        temporary.mkdir(mode=0o700)
         yield temporary
         temporary.chmod(0o755)
         try:

@@ -1,11 +1,14 @@
 """Files and folders are whole or absent."""
 
 import errno
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +25,11 @@ from common.files import (
     write_text_atomic,
 )
 from tasks.checkpoints import AtomicCheckpointIO
+
+
+def make_folder(path, text):
+    with atomic_folder(path) as temporary:
+        (temporary / "note.txt").write_text(text)
 
 
 def test_a_written_file_replaces_the_old_one(tmp_path):
@@ -103,7 +111,7 @@ def test_a_forbidden_folder_is_a_user_s_error(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".note.part"))
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("os.open", refuse)
     with pytest.raises(UserError, match=r"note could not be written \(Permission denied\); make"):
         write_text_atomic(tmp_path / "note", "one")
 
@@ -169,3 +177,29 @@ def test_lines_of_several_writers_stay_whole(tmp_path):
     path.write_bytes(b"half")
     append_line(path, "1")
     assert path.read_bytes() == b"1\n"
+
+
+@pytest.mark.parametrize("write", [write_text_atomic, make_folder], ids=["file", "folder"])
+def test_a_signal_while_a_file_is_created_leaves_nothing(tmp_path, write):
+    class Stopped(BaseException):
+        pass
+
+    def interrupt(signum, frame):
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    stopped = 0
+    try:
+        for delay in np.random.default_rng(0).uniform(5e-6, 3e-4, 3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                write(tmp_path / "note", "text")
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stopped:
+                stopped += 1
+            shutil.rmtree(tmp_path / "note", ignore_errors=True)
+            assert {path.name for path in tmp_path.iterdir()} <= {"note"}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert stopped > 100
