@@ -71,10 +71,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _unfinished(path: Path) -> Path:
-    """Return a new hidden name beside `path`.
+    """Return a random hidden name beside `path`.
 
-    It is known before anything has it, so that a signal that arrives while the file is created
-    (`tempfile` would only then return the name) leaves nothing behind.
+    `tempfile` returns a name only after it has created the file, which a signal in between would
+    leave behind.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
